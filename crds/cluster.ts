@@ -1,0 +1,214 @@
+import { z } from "zod";
+import {
+	type CrdDefinition,
+	type CustomResource,
+	cel,
+	cidr,
+	conditions,
+	dnsLabel,
+	duration,
+	listMap,
+	listSet,
+	timestamp,
+} from "./common.ts";
+
+const hostPick = {
+	hosts: z.array(dnsLabel).max(500).meta(listSet()).default([]).describe("Hosts by name."),
+	selector: z
+		.object({ matchLabels: z.record(z.string(), z.string()).describe("Labels that a Host must carry.") })
+		.optional()
+		.describe("Hosts by label, instead of by name."),
+	count: z.int().min(0).max(500).optional().describe("How many hosts the selector takes; all that match when empty."),
+};
+
+export const clusterSpec = z
+	.object({
+		version: z
+			.string()
+			.regex(/^v1\.\d+\.\d+$/)
+			.describe("Kubernetes version, such as v1.36.3. It must be a release that the region offers."),
+		controlPlane: z
+			.object(hostPick)
+			.describe("Hosts that run etcd and the control plane: 1, 3 or 5.")
+			.meta(
+				cel(
+					{
+						rule: "has(self.selector) != (has(self.hosts) && self.hosts.size() > 0)",
+						message: "give either hosts or a selector",
+					},
+					{
+						rule: "has(self.selector) || self.hosts.size() in [1, 3, 5]",
+						message:
+							"the control plane needs 1, 3 or 5 hosts: an even number of etcd members tolerates no more failures than one less",
+					},
+					{
+						rule: "!has(self.selector) || (has(self.count) && self.count in [1, 3, 5])",
+						message: "with a selector, count must be 1, 3 or 5",
+					},
+				),
+			),
+		workers: z
+			.array(
+				z
+					.object({
+						name: dnsLabel.describe("Name of the pool."),
+						...hostPick,
+						labels: z.record(z.string(), z.string()).default({}).describe("Labels that the pool's nodes carry."),
+						taints: z
+							.array(
+								z.object({
+									key: z.string(),
+									value: z.string().default(""),
+									effect: z.enum(["NoSchedule", "PreferNoSchedule", "NoExecute"]),
+								}),
+							)
+							.max(32)
+							.default([])
+							.describe("Taints that the pool's nodes carry."),
+					})
+					.meta(
+						cel({
+							rule: "!(has(self.selector) && has(self.hosts) && self.hosts.size() > 0)",
+							message: "give either hosts or a selector",
+						}),
+					),
+			)
+			.max(32)
+			.meta(listMap("name"))
+			.default([])
+			.describe("Pools of workers."),
+		network: z
+			.object({
+				podSubnet: cidr.default("10.244.0.0/16").describe("Network of pods."),
+				serviceSubnet: cidr.default("10.96.0.0/12").describe("Network of services."),
+				dnsDomain: z.string().max(253).default("cluster.local").describe("DNS domain of services."),
+				cni: z.enum(["flannel"]).default("flannel").describe("Network plugin."),
+			})
+			.prefault({})
+			.meta(
+				cel(
+					{
+						rule: "isCIDR(self.podSubnet) && isCIDR(self.serviceSubnet)",
+						message: "podSubnet and serviceSubnet must be networks in CIDR notation",
+					},
+					{
+						rule: "!isCIDR(self.podSubnet) || !isCIDR(self.serviceSubnet) || !(cidr(self.podSubnet).containsCIDR(self.serviceSubnet) || cidr(self.serviceSubnet).containsCIDR(self.podSubnet))",
+						message: "podSubnet and serviceSubnet overlap",
+					},
+					{ rule: "self == oldSelf", message: "the networks of a cluster can't be changed after it was made" },
+				),
+			)
+			.describe("Networks, fixed once the cluster was made."),
+		endpoint: z
+			.string()
+			.max(253)
+			.optional()
+			.describe(
+				"Address of the API server for clients at the site (a name or a virtual IP that the site provides). Not needed for access through the region.",
+			),
+		controlPlaneSchedulable: z
+			.boolean()
+			.default(false)
+			.describe("Whether ordinary pods may run on control-plane nodes."),
+		addons: z
+			.object({ coredns: z.boolean().default(true), kubeProxy: z.boolean().default(true) })
+			.prefault({})
+			.describe("Add-ons of kubeadm."),
+		upgradePolicy: z
+			.object({
+				maxUnavailableWorkers: z
+					.int()
+					.min(1)
+					.max(50)
+					.default(1)
+					.describe("Workers that are taken out at the same time when the cluster is changed."),
+				drainTimeout: duration
+					.default("5m")
+					.describe("How long a node may take to drain before it is taken out all the same."),
+			})
+			.prefault({})
+			.describe("How much is taken out at once."),
+	})
+	.describe("What the cluster should be.")
+	.meta(
+		cel(
+			{
+				rule: "!has(self.workers) || self.workers.all(w, !has(w.hosts) || w.hosts.all(h, !(has(self.controlPlane.hosts) && h in self.controlPlane.hosts)))",
+				message: "a host is named twice: in the control plane and in a worker pool",
+			},
+			{
+				rule: "!has(self.workers) || self.workers.all(a, self.workers.all(b, a.name == b.name || !has(a.hosts) || !has(b.hosts) || a.hosts.all(h, !(h in b.hosts))))",
+				message: "a host is named twice: in two worker pools",
+			},
+		),
+	);
+
+export const clusterStatus = z.object({
+	observedGeneration: z.int().min(0).optional(),
+	phase: z
+		.enum(["Pending", "Provisioning", "Ready", "Degraded", "Updating", "Failed", "Deleting"])
+		.optional()
+		.describe("Summary for people; programs read conditions."),
+	version: z.string().optional().describe("Kubernetes version that is running."),
+	endpoint: z.string().optional().describe("URL of the API server through the region."),
+	progress: z
+		.object({
+			step: z.string().describe("What is being done now."),
+			host: z.string().optional().describe("On which host."),
+			detail: z.string().optional(),
+			since: timestamp.optional(),
+		})
+		.optional()
+		.describe("What is under way."),
+	members: z
+		.array(
+			z.object({
+				host: z.string(),
+				role: z.enum(["control-plane", "worker"]),
+				pool: z.string().optional(),
+				version: z.string().optional().describe("Version of the kubelet."),
+				phase: z.enum(["Waiting", "Joining", "Ready", "NotReady", "Failed", "Leaving"]),
+				message: z.string().optional(),
+			}),
+		)
+		.meta(listMap("host"))
+		.optional()
+		.describe("The cluster's hosts and how each is doing."),
+	controlPlaneInitialized: z
+		.boolean()
+		.optional()
+		.describe("Whether the first control plane has been made: from then on it is never made again."),
+	lastBackup: timestamp.optional().describe("When the last good backup was made."),
+	ready: z.string().optional().describe("Ready nodes of all, such as 3/3."),
+	conditions: conditions.optional(),
+});
+
+export type ClusterSpec = z.output<typeof clusterSpec>;
+export type ClusterStatus = z.output<typeof clusterStatus>;
+export type Cluster = CustomResource<"Cluster", ClusterSpec, ClusterStatus>;
+
+export const clusterCrd: CrdDefinition = {
+	kind: "Cluster",
+	plural: "clusters",
+	singular: "cluster",
+	shortNames: ["gpc"],
+	scope: "Namespaced",
+	description: "A Kubernetes cluster on the customer's hosts.",
+	spec: clusterSpec,
+	status: clusterStatus,
+	rules: [
+		{
+			rule: "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+			message: "the name of a cluster is a DNS label of at most 40 characters",
+		},
+	],
+	printerColumns: [
+		{ name: "Phase", type: "string", jsonPath: ".status.phase" },
+		{ name: "Version", type: "string", jsonPath: ".status.version" },
+		{ name: "Ready", type: "string", jsonPath: ".status.ready" },
+		{ name: "Step", type: "string", jsonPath: ".status.progress.step" },
+		{ name: "Host", type: "string", jsonPath: ".status.progress.host" },
+		{ name: "Age", type: "date", jsonPath: ".metadata.creationTimestamp" },
+		{ name: "Message", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].message", priority: 1 },
+	],
+};

@@ -1,0 +1,124 @@
+import { z } from "zod";
+import { hostCheck, hostFacts, rolePhase } from "../protocol/facts.ts";
+import { type CrdDefinition, type CustomResource, conditions, dnsLabel, listMap, timestamp } from "./common.ts";
+
+/** A role that a host should play: the name of a role pack, its version and its parameters. */
+export const hostRole = z.object({
+	name: dnsLabel.describe("Name of the role pack, such as kubernetes."),
+	version: z.string().max(64).describe("Version of the role's release bundle, such as v1.36.3."),
+	parameters: z
+		.record(z.string(), z.unknown())
+		.default({})
+		.meta({ "x-kubernetes-preserve-unknown-fields": true })
+		.describe("Parameters of the role, validated by the role pack's own schema on the host."),
+	secretName: z
+		.string()
+		.max(253)
+		.optional()
+		.describe("Secret in the same namespace whose keys are added to the parameters of the signed document."),
+});
+export type HostRole = z.output<typeof hostRole>;
+
+export const hostSpec = z
+	.object({
+		approved: z
+			.boolean()
+			.default(false)
+			.describe(
+				"Whether the plane may work on this host. A host whose join token asks for it waits here for a person.",
+			),
+		maintenance: z
+			.boolean()
+			.default(false)
+			.describe("While true nothing is changed on the host, and no cluster picks it."),
+		roles: z
+			.array(hostRole)
+			.max(16)
+			.meta(listMap("name"))
+			.default([])
+			.describe("What the host should be. Written by the cluster controller, or by hand."),
+	})
+	.describe("What the host should be.");
+
+export const hostStatus = z.object({
+	observedGeneration: z.int().min(0).optional(),
+	phase: z
+		.enum(["Pending", "AwaitingApproval", "Ready", "Working", "Disconnected", "Maintenance", "Failed", "Deleting"])
+		.optional()
+		.describe("Summary for people; programs read conditions."),
+	facts: hostFacts.optional().describe("What the host is, as its agent reports it."),
+	checks: z
+		.array(hostCheck)
+		.meta(listMap("name"))
+		.optional()
+		.describe("Prerequisites, each with its result and what to do."),
+	agent: z.object({ version: z.string().optional(), certificateNotAfter: timestamp.optional() }).optional(),
+	connection: z
+		.object({
+			state: z.enum(["Connected", "Disconnected"]),
+			gateway: z.string().optional().describe("Gateway pod that holds the tunnel."),
+			address: z.string().optional().describe("Address that the tunnel came from."),
+			since: timestamp.optional(),
+			reason: z.string().optional(),
+		})
+		.optional(),
+	desiredState: z
+		.object({
+			generation: z.int().optional(),
+			acknowledgedGeneration: z.int().optional(),
+			validUntil: timestamp.optional(),
+		})
+		.optional()
+		.describe("Which generation was signed and which one the host has accepted."),
+	cluster: z.string().optional().describe("Cluster that the host belongs to."),
+	roles: z
+		.array(
+			z.object({
+				name: z.string(),
+				version: z.string().optional(),
+				phase: rolePhase,
+				step: z.string().optional().describe("What is being done now, or what failed."),
+				progress: z.string().optional().describe("Steps done and in all, such as 7/19."),
+				reason: z.string().optional().describe("Error code from the closed list when something failed."),
+				message: z.string().optional(),
+				outputs: z
+					.record(z.string(), z.string())
+					.optional()
+					.describe("What the role tells the plane, such as the digest of a cluster's CA. Never a secret."),
+			}),
+		)
+		.meta(listMap("name"))
+		.optional()
+		.describe("Progress of each role."),
+	conditions: conditions.optional(),
+});
+
+export type HostSpec = z.output<typeof hostSpec>;
+export type HostStatus = z.output<typeof hostStatus>;
+export type Host = CustomResource<"Host", HostSpec, HostStatus>;
+
+export const hostCrd: CrdDefinition = {
+	kind: "Host",
+	plural: "hosts",
+	singular: "host",
+	shortNames: ["gph"],
+	scope: "Namespaced",
+	description: "A machine at the customer's site whose agent dialled out to the region.",
+	spec: hostSpec,
+	status: hostStatus,
+	rules: [
+		{
+			rule: "self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+			message: "the name of a host is a DNS label",
+		},
+	],
+	printerColumns: [
+		{ name: "Phase", type: "string", jsonPath: ".status.phase" },
+		{ name: "Connection", type: "string", jsonPath: ".status.connection.state" },
+		{ name: "Cluster", type: "string", jsonPath: ".status.cluster" },
+		{ name: "OS", type: "string", jsonPath: ".status.facts.os.prettyName" },
+		{ name: "Agent", type: "string", jsonPath: ".status.agent.version" },
+		{ name: "Age", type: "date", jsonPath: ".metadata.creationTimestamp" },
+		{ name: "Message", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].message", priority: 1 },
+	],
+};

@@ -1,0 +1,164 @@
+import { z } from "zod";
+import {
+	type CrdDefinition,
+	type CustomResource,
+	cel,
+	conditions,
+	dnsLabel,
+	domainName,
+	duration,
+	listMap,
+	quantity,
+} from "./common.ts";
+
+/** What a customer's region should be. */
+export const regionSpec = z
+	.object({
+		customer: z.string().min(1).max(200).describe("Who the region belongs to, as it is shown in consoles and alerts."),
+		domain: domainName
+			.describe(
+				"Domain that people and hosts dial on port 443. It and tunnel.DOMAIN must resolve to the provider's address. It can't change: hosts hold on to it.",
+			)
+			.meta(
+				cel({
+					rule: "self == oldSelf",
+					message: "domain can't be changed: enrolled hosts dial it; make a new region instead",
+				}),
+			),
+		release: z
+			.string()
+			.max(64)
+			.optional()
+			.describe("Version of the platform to run, such as 0.1.0. The operator's own version when empty."),
+		paused: z
+			.boolean()
+			.default(false)
+			.describe("While true the operator changes nothing in this region, and says so in the condition Paused."),
+		tunnel: z
+			.object({ replicas: z.int().min(1).max(16).default(1).describe("Number of tunnel gateways.") })
+			.prefault({})
+			.describe("The gateways that hosts dial."),
+		database: z
+			.object({
+				storage: quantity.default("5Gi").describe("Size of PostgreSQL's volume."),
+				memory: quantity.default("512Mi").describe("Memory limit of PostgreSQL."),
+			})
+			.prefault({})
+			.describe("The region's PostgreSQL."),
+		bus: z
+			.object({ storage: quantity.default("1Gi").describe("Size of JetStream's volume.") })
+			.prefault({})
+			.describe("The region's NATS JetStream."),
+		monitoring: z
+			.object({
+				storage: quantity.default("5Gi").describe("Size of Prometheus' volume."),
+				retention: duration.default("360h").describe("How long Prometheus keeps samples."),
+				scrapeInterval: duration.default("30s").describe("How often plane, hosts and clusters are scraped."),
+			})
+			.prefault({})
+			.describe("The region's Prometheus."),
+		identity: z
+			.object({
+				accessTokenLifetime: duration.default("15m").describe("How long an access token is good for."),
+				sessionLifetime: duration
+					.default("12h")
+					.describe("How long a sign-in lasts before the password is asked for again."),
+			})
+			.prefault({})
+			.describe("Sign-in and tokens."),
+		storageClass: z
+			.string()
+			.max(253)
+			.optional()
+			.describe("StorageClass of all volumes; the cluster's default when empty."),
+		quota: z
+			.object({
+				cpu: quantity.default("8").describe("Sum of CPU requests in the region's namespace."),
+				memory: quantity.default("8Gi").describe("Sum of memory limits in the region's namespace."),
+			})
+			.prefault({})
+			.describe("ResourceQuota of the region's namespace."),
+		hosts: z
+			.object({
+				certificateLifetime: duration
+					.default("720h")
+					.describe("Lifetime of a host's certificate; it renews itself at two thirds."),
+				desiredStateLifetime: duration
+					.default("168h")
+					.describe("For how long a host that is cut off keeps acting on its last desired state."),
+				forceRemoveAfter: duration
+					.default("10m")
+					.describe("A deleted host that can't be reached is forgotten after this long."),
+			})
+			.prefault({})
+			.describe("Rules for the region's hosts."),
+	})
+	.describe("What the region should be.");
+
+export const regionStatus = z.object({
+	observedGeneration: z.int().min(0).optional(),
+	phase: z
+		.enum(["Pending", "Installing", "Ready", "Degraded", "Upgrading", "Paused", "Failed", "Deleting"])
+		.optional()
+		.describe("Summary for people; programs read conditions."),
+	release: z.string().optional().describe("Version that is running."),
+	namespace: dnsLabel.optional(),
+	endpoints: z
+		.object({
+			console: z.string().optional(),
+			api: z.string().optional(),
+			issuer: z.string().optional(),
+			tunnel: z.string().optional(),
+		})
+		.optional()
+		.describe("Where people and hosts reach the region."),
+	caDigest: z.string().optional().describe("SHA-256 of the region's CA certificate (DER), hex."),
+	components: z
+		.array(
+			z.object({
+				name: z.string(),
+				version: z.string().optional(),
+				ready: z.boolean(),
+				replicas: z.string().optional().describe("Ready and wanted replicas, such as 1/1."),
+				message: z.string().optional(),
+			}),
+		)
+		.meta(listMap("name"))
+		.optional()
+		.describe("The region's parts and whether they are ready."),
+	hosts: z.object({ total: z.int(), ready: z.int() }).optional().describe("Count of hosts."),
+	clusters: z.object({ total: z.int(), ready: z.int() }).optional().describe("Count of clusters."),
+	conditions: conditions.optional(),
+});
+
+export type RegionSpec = z.output<typeof regionSpec>;
+export type RegionStatus = z.output<typeof regionStatus>;
+export type Region = CustomResource<"Region", RegionSpec, RegionStatus>;
+
+export const regionCrd: CrdDefinition = {
+	kind: "Region",
+	plural: "regions",
+	singular: "region",
+	shortNames: ["rgn"],
+	scope: "Cluster",
+	description:
+		"A customer's deployment unit: it shares nothing with another region and holds that customer's hosts and clusters.",
+	spec: regionSpec,
+	status: regionStatus,
+	rules: [
+		{
+			rule: "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+			message: "the name of a region is a DNS label of at most 40 characters",
+		},
+	],
+	printerColumns: [
+		{ name: "Customer", type: "string", jsonPath: ".spec.customer" },
+		{ name: "Domain", type: "string", jsonPath: ".spec.domain" },
+		{ name: "Phase", type: "string", jsonPath: ".status.phase" },
+		{ name: "Release", type: "string", jsonPath: ".status.release" },
+		{ name: "Hosts", type: "integer", jsonPath: ".status.hosts.ready" },
+		{ name: "Clusters", type: "integer", jsonPath: ".status.clusters.ready" },
+		{ name: "Age", type: "date", jsonPath: ".metadata.creationTimestamp" },
+		{ name: "Message", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].message", priority: 1 },
+	],
+};

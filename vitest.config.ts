@@ -1,0 +1,37 @@
+import { defineConfig } from "vitest/config";
+
+// Three projects, fast ones first: unit (pure, seconds), integration (real local processes, no root),
+// e2e (the lab, root; one file at a time because they share one lab).
+export default defineConfig({
+	test: {
+		projects: [
+			{
+				test: {
+					name: "unit",
+					include: ["{crds,protocol,operator,services,agent,roles,cli,charts,hack}/**/*.test.ts"],
+					exclude: ["**/node_modules/**", "**/*.integration.test.ts"],
+				},
+			},
+			{
+				test: {
+					name: "integration",
+					include: ["**/*.integration.test.ts", "test/integration/**/*.test.ts"],
+					exclude: ["**/node_modules/**"],
+					testTimeout: 60_000,
+					hookTimeout: 120_000,
+					maxWorkers: 2,
+				},
+			},
+			{
+				test: {
+					name: "e2e",
+					include: ["test/e2e/**/*.test.ts"],
+					testTimeout: 600_000,
+					hookTimeout: 900_000,
+					fileParallelism: false,
+					maxWorkers: 1,
+				},
+			},
+		],
+	},
+});
