@@ -1,0 +1,93 @@
+import { spawn } from "node:child_process";
+import { mkdir, readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { add, type Counts, countsOf, summaryLine } from "./counts.ts";
+
+/**
+ * Runs the test suites in order, fast ones first, and ends with the line `N passed, N failed[, N skipped]`.
+ * A check (types, lint, arrows, drift) counts as one test. Logs and machine-readable results stay in dist/test.
+ */
+const suites = ["check", "unit", "integration", "e2e"] as const;
+type Suite = (typeof suites)[number];
+
+const root = process.env.GP_ROOT ?? process.cwd();
+const results = join(root, "dist", "test");
+
+async function main(): Promise<number> {
+	const asked = process.argv.slice(2);
+	if (asked.includes("--help") || asked.includes("-h")) {
+		console.log(
+			`usage: hack/test [${suites.join("|")}] ...\n\nWithout arguments: all of them; e2e (the lab) only as root.`,
+		);
+		return 0;
+	}
+	const unknown = asked.filter((name) => !(suites as readonly string[]).includes(name));
+	if (unknown.length > 0) {
+		console.error(`There is no suite named ${unknown.join(", ")}. Suites: ${suites.join(", ")}.`);
+		return 2;
+	}
+	const wanted = asked.length > 0 ? suites.filter((suite) => asked.includes(suite)) : suites;
+	await mkdir(results, { recursive: true });
+
+	let total: Counts = { passed: 0, failed: 0, skipped: 0 };
+	for (const suite of wanted) {
+		if (suite === "e2e" && process.getuid?.() !== 0) {
+			console.log(
+				"\n== e2e: left out. The lab makes network namespaces and boots hosts: run hack/test as root for it.",
+			);
+			total = add(total, { passed: 0, failed: 0, skipped: 1 });
+			continue;
+		}
+		const started = Date.now();
+		console.log(`\n== ${suite}`);
+		const counts = suite === "check" ? await check() : await vitest(suite);
+		console.log(`== ${suite}: ${summaryLine(counts)} in ${Math.round((Date.now() - started) / 1000)} s`);
+		total = add(total, counts);
+		// A later suite costs minutes and would only say the same again.
+		if (counts.failed > 0 && suite !== "e2e")
+			console.log(`== ${suite} failed; going on, so that everything is seen at once`);
+	}
+	console.log(`\n${summaryLine(total)}`);
+	return total.failed === 0 && total.passed > 0 ? 0 : 1;
+}
+
+async function check(): Promise<Counts> {
+	const scripts = ["check:types", "check:lint", "check:arrows", "check:crds", "check:unused"];
+	let counts: Counts = { passed: 0, failed: 0, skipped: 0 };
+	for (const script of scripts) {
+		const code = await run("npm", ["run", "--silent", script]);
+		console.log(`  ${code === 0 ? "ok  " : "FAIL"} ${script}`);
+		counts = add(counts, { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1, skipped: 0 });
+	}
+	return counts;
+}
+
+async function vitest(suite: Exclude<Suite, "check">): Promise<Counts> {
+	const output = join(results, `${suite}.json`);
+	await rm(output, { force: true });
+	if (suite !== "unit") {
+		const code = await run(join(root, "hack", "build"), suite === "integration" ? ["tools"] : []);
+		if (code !== 0) return { passed: 0, failed: 1, skipped: 0 };
+	}
+	const code = await run("vitest", [
+		"run",
+		"--project",
+		suite,
+		"--reporter=default",
+		"--reporter=json",
+		`--outputFile.json=${output}`,
+	]);
+	const counts = countsOf(await readFile(output, "utf8").catch(() => undefined));
+	// A runner that failed beside its tests (a broken import, an unhandled rejection) is a failure too.
+	return code !== 0 && counts.failed === 0 ? add(counts, { passed: 0, failed: 1, skipped: 0 }) : counts;
+}
+
+function run(command: string, args: readonly string[]): Promise<number> {
+	return new Promise((resolve, reject) => {
+		const child = spawn(command, args, { cwd: root, stdio: ["ignore", "inherit", "inherit"] });
+		child.on("error", reject);
+		child.on("close", (code) => resolve(code ?? 1));
+	});
+}
+
+process.exitCode = await main();
