@@ -64,12 +64,16 @@ export const hostStatus = z.object({
 		.optional(),
 	desiredState: z
 		.object({
-			generation: z.int().optional(),
-			acknowledgedGeneration: z.int().optional(),
-			validUntil: timestamp.optional(),
+			generation: z.int().optional().describe("metadata.generation that the last signed document was made from."),
+			acknowledgedGeneration: z.int().optional().describe("metadata.generation that the host has accepted."),
+			reportedGeneration: z
+				.int()
+				.optional()
+				.describe("metadata.generation that the host was working on when it reported status.roles."),
+			validUntil: timestamp.optional().describe("When the last signed document expires."),
 		})
 		.optional()
-		.describe("Which generation was signed and which one the host has accepted."),
+		.describe("How far the wanted state has got on its way to the host, all in terms of metadata.generation."),
 	cluster: z.string().optional().describe("Cluster that the host belongs to."),
 	roles: z
 		.array(
