@@ -98,7 +98,10 @@ export function createAuth(options: {
 }
 
 const unauthenticated = (message: string, cause?: unknown) =>
-	new GroundplaneError("Unauthenticated", message, { next: "Sign in again with `gp login`, or in the browser.", cause });
+	new GroundplaneError("Unauthenticated", message, {
+		next: "Sign in again with `gp login`, or in the browser.",
+		cause,
+	});
 
 /**
  * Name of the service whose client certificate came with a request. The certificate must be issued by the region's root
@@ -120,9 +123,13 @@ export const requireService =
 	(request, _response, next) => {
 		const name = serviceOf(request, tls);
 		if (name === undefined || !names.includes(name)) {
-			throw new GroundplaneError("Forbidden", `${name ?? "A caller without a service's certificate"} may not call this.`, {
-				next: `Only ${names.join(", ")} may.`,
-			});
+			throw new GroundplaneError(
+				"Forbidden",
+				`${name ?? "A caller without a service's certificate"} may not call this.`,
+				{
+					next: `Only ${names.join(", ")} may.`,
+				},
+			);
 		}
 		next();
 	};

@@ -5,7 +5,9 @@ import { GroundplaneError } from "../../protocol/errors.ts";
 export function durationMs(text: string): number {
 	const match = /^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$/.exec(text);
 	if (!match || text === "") {
-		throw new GroundplaneError("InvalidInput", `"${text}" is not a duration`, { next: "Write it like 90s, 15m or 12h." });
+		throw new GroundplaneError("InvalidInput", `"${text}" is not a duration`, {
+			next: "Write it like 90s, 15m or 12h.",
+		});
 	}
 	const [, hours = "0", minutes = "0", seconds = "0"] = match;
 	return ((Number(hours) * 60 + Number(minutes)) * 60 + Number(seconds)) * 1000;

@@ -43,7 +43,10 @@ export function sendProblem(request: Request, response: Response, error: unknown
 	const shown = publicError(error);
 	const id = requestId(request);
 	if (shown.status >= 500) {
-		log.error({ err: asGroundplaneError(error), requestId: id, method: request.method, path: request.path }, "request failed");
+		log.error(
+			{ err: asGroundplaneError(error), requestId: id, method: request.method, path: request.path },
+			"request failed",
+		);
 	}
 	if (response.headersSent) {
 		response.destroy();
@@ -72,7 +75,10 @@ export function createApp(mount: (app: Express) => void, { log, metrics }: { log
 			const route = request.route ? `${request.baseUrl}${request.route.path}` : "other";
 			const code = response.writableFinished ? response.statusCode : 499;
 			metrics.httpRequests.observe({ method: request.method, route, code: String(code) }, seconds);
-			log.debug({ method: request.method, path: request.path, code, seconds, requestId: requestId(request) }, "request");
+			log.debug(
+				{ method: request.method, path: request.path, code, seconds, requestId: requestId(request) },
+				"request",
+			);
 		});
 		next();
 	});

@@ -1,5 +1,5 @@
-import { Agent, request } from "node:https";
 import type { IncomingMessage } from "node:http";
+import { Agent, request } from "node:https";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import type { TlsFiles } from "./tls.ts";
 

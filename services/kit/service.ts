@@ -73,7 +73,12 @@ const DRAIN_MS = 20_000;
  */
 export async function startService<Shape extends z.ZodRawShape>(
 	definition: ServiceDefinition<Shape>,
-	{ env, signal, log, lameDuckMs = LAME_DUCK_MS }: { env: Environment; signal: AbortSignal; log?: Log; lameDuckMs?: number },
+	{
+		env,
+		signal,
+		log,
+		lameDuckMs = LAME_DUCK_MS,
+	}: { env: Environment; signal: AbortSignal; log?: Log; lameDuckMs?: number },
 ): Promise<RunningService> {
 	const config = loadConfig(definition.config, env);
 	const { tlsDir, port, healthPort, logLevel } = config as ConfigOf<Record<never, never>>;
@@ -104,7 +109,8 @@ export async function startService<Shape extends z.ZodRawShape>(
 		const running = { port: portOf(server), healthPort: portOf(health) };
 		serviceLog.info(running, "started");
 		const stopped = (async () => {
-			if (!stopping.aborted) await new Promise((resolve) => stopping.addEventListener("abort", resolve, { once: true }));
+			if (!stopping.aborted)
+				await new Promise((resolve) => stopping.addEventListener("abort", resolve, { once: true }));
 			serviceLog.info("stopping");
 			await delay(failure.signal.aborted ? 0 : lameDuckMs);
 			await close(server, DRAIN_MS);

@@ -1,0 +1,28 @@
+import { setTimeout as delay } from "node:timers/promises";
+
+/** Pause before try number `attempt` (from 0): full jitter up to `baseMs · 2^attempt`, at most `maxMs`. */
+export const backoffMs = (attempt: number, { baseMs = 200, maxMs = 15_000, random = Math.random } = {}): number =>
+	random() * Math.min(maxMs, baseMs * 2 ** attempt);
+
+/**
+ * Tries until it works, `deadlineMs` is over or `signal` aborts; `onError` hears of every failed try.
+ * Throws the last error.
+ */
+export async function retry<Result>(
+	attemptOnce: () => Promise<Result>,
+	options: { signal: AbortSignal; deadlineMs: number; onError?: (error: unknown, attempt: number) => void },
+): Promise<Result> {
+	const end = Date.now() + options.deadlineMs;
+	for (let attempt = 0; ; attempt++) {
+		try {
+			return await attemptOnce();
+		} catch (error) {
+			options.onError?.(error, attempt);
+			const pause = backoffMs(attempt);
+			if (options.signal.aborted || Date.now() + pause > end) throw error;
+			await delay(pause, undefined, { signal: options.signal }).catch(() => {
+				throw error;
+			});
+		}
+	}
+}
