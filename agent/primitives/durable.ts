@@ -1,0 +1,70 @@
+import { randomBytes } from "node:crypto";
+import { type FileHandle, lstat, mkdir, open, rename, rm, rmdir } from "node:fs/promises";
+import { dirname, join } from "node:path";
+
+/** What stands at a path, without following a link; undefined when nothing does. */
+export async function statOf(path: string) {
+	try {
+		return await lstat(path);
+	} catch (error) {
+		if (isMissing(error)) return undefined;
+		throw error;
+	}
+}
+
+export function isMissing(error: unknown): boolean {
+	const code = (error as NodeJS.ErrnoException).code;
+	return code === "ENOENT" || code === "ENOTDIR";
+}
+
+/** Writes a file so that after a power cut there is either the old content or the new one (rename(2), fsync(2)). */
+export async function writeDurable(
+	path: string,
+	content: string | Uint8Array | ((file: FileHandle) => Promise<void>),
+	mode = 0o644,
+): Promise<void> {
+	const temporary = join(dirname(path), `.${randomBytes(6).toString("hex")}.groundplane`);
+	try {
+		await using file = await open(temporary, "wx", mode);
+		if (typeof content === "function") await content(file);
+		else await file.writeFile(content);
+		await file.chmod(mode);
+		await file.sync();
+		await rename(temporary, path);
+	} catch (error) {
+		await rm(temporary, { force: true });
+		throw error;
+	}
+	await syncDirectory(dirname(path));
+}
+
+export async function syncDirectory(path: string): Promise<void> {
+	await using directory = await open(path, "r");
+	await directory.sync();
+}
+
+/** Directories of a path that do not exist yet, outermost first. */
+export async function missingDirectories(path: string): Promise<string[]> {
+	const missing: string[] = [];
+	for (let at = path; at !== dirname(at); at = dirname(at)) {
+		if (await statOf(at)) break;
+		missing.unshift(at);
+	}
+	return missing;
+}
+
+export async function makeDirectories(path: string, mode = 0o755): Promise<void> {
+	await mkdir(path, { recursive: true, mode });
+}
+
+/** Removes directories that we made, innermost first, as far as they are empty. */
+export async function removeEmptyDirectories(paths: readonly string[]): Promise<void> {
+	for (const path of [...paths].reverse()) {
+		try {
+			await rmdir(path);
+		} catch (error) {
+			const code = (error as NodeJS.ErrnoException).code;
+			if (code !== "ENOENT" && code !== "ENOTEMPTY" && code !== "EEXIST" && code !== "EBUSY") throw error;
+		}
+	}
+}

@@ -1,0 +1,81 @@
+import { z } from "zod";
+
+/**
+ * Parameters of the role pack `kubernetes`: what the cluster controller (or `gp server init`) asks of one host.
+ * `roles/kubernetes/pack.yaml` carries the JSON Schema generated from this, and the host validates by that copy.
+ */
+export const kubernetesRoleParameters = z.object({
+	cluster: z.string().min(1).max(63).describe("Name of the cluster."),
+	clusterId: z
+		.string()
+		.max(64)
+		.optional()
+		.describe("UID of the Cluster object: a host that still belongs to an older cluster of that name is reset first."),
+	mode: z
+		.enum(["init", "join-control-plane", "join-worker", "server"])
+		.describe("Make the cluster here, join it, or (server) make the management server's own single node."),
+	kubernetesVersion: z
+		.string()
+		.regex(/^v\d+\.\d+\.\d+$/)
+		.describe("Version of Kubernetes; the same as the bundle's."),
+	nodeName: z.string().min(1).max(63).describe("Name of the Node, a DNS label."),
+	nodeAddress: z.ipv4().optional().describe("Address of this node; the one of its default route when empty."),
+	controlPlaneAddresses: z
+		.array(z.ipv4())
+		.max(16)
+		.default([])
+		.describe("Addresses of all control planes, for the host's load balancer; this node's own when empty."),
+	endpoint: z.string().max(253).optional().describe("A further name or address that the API server's certificate bears."),
+	podSubnet: z.cidrv4().default("10.244.0.0/16"),
+	serviceSubnet: z.cidrv4().default("10.96.0.0/12"),
+	dnsDomain: z
+		.string()
+		.regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/).default("cluster.local"),
+	caCertHashes: z
+		.array(z.string().regex(/^sha256:[0-9a-f]{64}$/))
+		.default([])
+		.describe("Pins of the cluster's CA (output caCertHash of the first control plane); needed to join."),
+	bootstrapToken: z
+		.string()
+		.regex(/^[a-z0-9]{6}\.[a-z0-9]{16}$/)
+		.optional()
+		.describe("Secret. Made known to the cluster by init (24 h), used by joins. May vanish once all have joined."),
+	certificateKey: z
+		.string()
+		.regex(/^[0-9a-f]{64}$/)
+		.optional()
+		.describe("Secret. Encrypts the control plane's certificates that init publishes for further control planes."),
+	publishCertificates: z
+		.string()
+		.max(64)
+		.optional()
+		.describe("On a control plane: publish the certificates again whenever this value changes (they last two hours)."),
+	labels: z.record(z.string(), z.string()).default({}).describe("Labels of the Node."),
+	taints: z
+		.array(
+			z.object({
+				key: z.string(),
+				value: z.string().default(""),
+				effect: z.enum(["NoSchedule", "PreferNoSchedule", "NoExecute"]),
+			}),
+		)
+		.max(32)
+		.default([])
+		.describe("Taints of the Node, from when it registers."),
+	controlPlaneSchedulable: z.boolean().default(false),
+	addons: z.object({ coredns: z.boolean().default(true), kubeProxy: z.boolean().default(true) }).prefault({}),
+});
+export type KubernetesRoleParameters = z.output<typeof kubernetesRoleParameters>;
+export type KubernetesRoleInput = z.input<typeof kubernetesRoleParameters>;
+
+/** `RoleStatus.outputs` of the role. */
+export interface KubernetesRoleOutputs {
+	/** `sha256:HEX` over the CA's public key (control planes). */
+	readonly caCertHash?: string;
+	readonly kubeletVersion?: string;
+	readonly nodeName?: string;
+	readonly nodeAddress?: string;
+}
+
+/** Where a host finds the API server: the virtual address of its own load balancer. */
+export const LOCAL_API_ADDRESS = "169.254.99.1";
