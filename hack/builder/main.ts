@@ -1,0 +1,30 @@
+import { Command } from "commander";
+import { GroundplaneError } from "../../protocol/errors.ts";
+import { say } from "./run.ts";
+import { type ToolName, tool, toolNames } from "./tools.ts";
+
+const program = new Command("hack/build").description(
+	"Builds everything that Groundplane installs into dist/release. What did not change comes from the cache.",
+);
+
+program
+	.command("tools")
+	.description("build the programs that tests and the launchers in hack/ run, and print their paths")
+	.argument("[names...]", `which ones (${toolNames.join(", ")}); all by default`)
+	.action(async (names: string[]) => {
+		for (const name of names)
+			if (!toolNames.includes(name as ToolName))
+				throw new GroundplaneError("InvalidInput", `There is no tool "${name}"`, {
+					next: `Name one of ${toolNames.join(", ")}.`,
+				});
+		for (const name of names.length > 0 ? (names as ToolName[]) : toolNames)
+			process.stdout.write(`${await tool(name)}\n`);
+	});
+
+try {
+	await program.parseAsync();
+} catch (error) {
+	if (!(error instanceof GroundplaneError)) throw error;
+	say(`${error.code}: ${error.message}\nNext: ${error.next}`);
+	process.exitCode = 1;
+}

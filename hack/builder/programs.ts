@@ -1,0 +1,107 @@
+import type { GoProgram } from "./go.ts";
+
+/** One supported Kubernetes minor: its patch release, and the versions that its kubeadm asks for. */
+export interface Minor {
+	readonly kubernetes: string;
+	readonly etcd: string;
+	readonly coredns: string;
+	/** Tag of the pause image. */
+	readonly pause: string;
+}
+
+/**
+ * The supported minors, newest first. `kubeadm config images list` of the release says which etcd, CoreDNS and pause it
+ * wants; the build compares this table with it.
+ */
+export const minors: readonly [Minor, ...Minor[]] = [
+	{ kubernetes: "v1.36.3", etcd: "v3.6.8", coredns: "v1.14.2", pause: "3.10.2" },
+	{ kubernetes: "v1.35.4", etcd: "v3.6.6", coredns: "v1.13.1", pause: "3.10.1" },
+];
+
+export type KubernetesProgramName =
+	| "kubeadm"
+	| "kubelet"
+	| "kubectl"
+	| "kube-apiserver"
+	| "kube-controller-manager"
+	| "kube-scheduler"
+	| "kube-proxy";
+
+export function kubernetesProgram({ kubernetes }: Minor, name: KubernetesProgramName): GoProgram {
+	const [major = "", minor = ""] = kubernetes.slice(1).split(".");
+	const version = "k8s.io/component-base/version";
+	return {
+		module: `kubernetes-${major}.${minor}`,
+		package: `k8s.io/kubernetes/cmd/${name}`,
+		set: {
+			[`${version}.gitVersion`]: kubernetes,
+			[`${version}.gitMajor`]: major,
+			[`${version}.gitMinor`]: minor,
+			[`${version}.gitTreeState`]: "clean",
+		},
+	};
+}
+
+export function etcdProgram({ etcd }: Minor, name: "etcd" | "etcdctl" | "etcdutl"): GoProgram {
+	const folder = name === "etcd" ? "server" : name;
+	return { module: `etcd-${etcd.slice(1)}`, package: `go.etcd.io/etcd/${folder}/v3`, name };
+}
+
+export function corednsProgram({ coredns }: Minor): GoProgram {
+	return { module: `coredns-${coredns.slice(1)}`, package: ".", name: "coredns" };
+}
+
+const containerdPackage = "github.com/containerd/containerd/v2";
+export const containerdPrograms = ["containerd", "containerd-shim-runc-v2", "ctr"].map(
+	(name): GoProgram => ({
+		module: "containerd",
+		package: `${containerdPackage}/cmd/${name}`,
+		set: {
+			[`${containerdPackage}/version.Version`]: "v2.4.2",
+			[`${containerdPackage}/version.Package`]: containerdPackage,
+		},
+	}),
+);
+
+/** With libseccomp: without the tag runc refuses every pod, because the default profile can't be applied. */
+export const runcProgram: GoProgram = {
+	module: "runc",
+	package: "github.com/opencontainers/runc",
+	cgo: true,
+	tags: ["seccomp"],
+	set: { "main.version": "1.5.2" },
+};
+
+const cni = "github.com/containernetworking/plugins/plugins";
+export const cniPrograms: readonly GoProgram[] = [
+	{ module: "cni", package: `${cni}/main/bridge` },
+	{ module: "cni", package: `${cni}/main/loopback` },
+	{ module: "cni", package: `${cni}/ipam/host-local` },
+	{ module: "cni", package: `${cni}/meta/portmap` },
+	// The meta-plugin left this module after v0.9.1; its own one is not published for Go's proxy.
+	{ module: "cni-flannel", package: `${cni}/meta/flannel` },
+];
+
+export const flannelVersion = "v0.26.7";
+export const flannelProgram: GoProgram = {
+	module: "flannel",
+	package: "github.com/flannel-io/flannel",
+	name: "flanneld",
+	cgo: true,
+	set: { "github.com/flannel-io/flannel/pkg/version.Version": flannelVersion },
+};
+
+const newest = minors[0];
+
+/** Programs that tests and the launchers in hack/ run on this machine. */
+export const toolPrograms = {
+	"kube-apiserver": kubernetesProgram(newest, "kube-apiserver"),
+	"kube-controller-manager": kubernetesProgram(newest, "kube-controller-manager"),
+	kubectl: kubernetesProgram(newest, "kubectl"),
+	etcd: etcdProgram(newest, "etcd"),
+	etcdctl: etcdProgram(newest, "etcdctl"),
+	"nats-server": { module: "nats-server", package: "github.com/nats-io/nats-server/v2", name: "nats-server" },
+	helm: { module: "helm", package: "helm.sh/helm/v4/cmd/helm" },
+	kubeconform: { module: "kubeconform", package: "github.com/yannh/kubeconform/cmd/kubeconform" },
+	"kube-score": { module: "kube-score", package: "github.com/zegl/kube-score/cmd/kube-score" },
+} as const satisfies Record<string, GoProgram>;

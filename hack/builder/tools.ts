@@ -1,0 +1,31 @@
+import { copyFile, link, mkdir, rename, rm } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { cacheDirectory } from "./cache.ts";
+import { goProgram, moduleVersion } from "./go.ts";
+import { toolPrograms } from "./programs.ts";
+
+export type ToolName = keyof typeof toolPrograms;
+export const toolNames = Object.keys(toolPrograms) as ToolName[];
+
+/**
+ * Path of a program that runs on this machine: `CACHE/tools/NAME-VERSION/NAME`, built when it isn't there yet.
+ * Callers at the same time, in this process or others, wait for one build.
+ */
+export async function tool(name: ToolName): Promise<string> {
+	const program = toolPrograms[name];
+	const path = join(cacheDirectory(), "tools", `${name}-${await moduleVersion(program)}`, name);
+	const binary = await goProgram(program);
+	await publish(binary, path);
+	return path;
+}
+
+/** Gives a cached file its well-known name; the content is shared where the file system can. */
+async function publish(from: string, to: string): Promise<void> {
+	const temporary = join(dirname(to), `.${basename(to)}.${process.pid}`);
+	await mkdir(dirname(to), { recursive: true });
+	await rm(temporary, { force: true });
+	await link(from, temporary).catch(() => copyFile(from, temporary));
+	// When both are the same file already, rename does nothing and leaves the temporary name.
+	await rename(temporary, to);
+	await rm(temporary, { force: true });
+}
