@@ -1,0 +1,837 @@
+import { EventEmitter } from "node:events";
+import type { Duplex } from "node:stream";
+import { asGroundplaneError, type ErrorCode, errorCodes, GroundplaneError } from "./errors.ts";
+import { encodeFrame, encodeHeader, FrameParser, type FrameSink, FrameType, protocolError } from "./frames.ts";
+import { type Lane, lanes, type StreamHost, TunnelStream } from "./stream.ts";
+import type { Transport } from "./transport.ts";
+
+/**
+ * Many streams over one connection, in both directions, with credit per stream.
+ *
+ * The read loop takes bytes and hands them to streams; it never waits and never writes. What it causes (credit, pongs, refusals)
+ * is noted and leaves with the next turn of the scheduler, which keeps little in the transport, so that a ping or a
+ * keystroke never stands behind a megabyte.
+ */
+
+export const PROTOCOL_VERSIONS = [1] as const;
+
+/** What both ends say first. Fields that an end doesn't know are ignored, so newer ends may say more. */
+export interface Hello {
+	/** Protocol versions that this end speaks. */
+	versions: readonly number[];
+	capabilities: readonly string[];
+	/** Credit that streams start with, in both directions of this end's receiving. */
+	window: number;
+	/** The host's name (agent) or the gateway's (gateway). */
+	name: string;
+	/** Version of the software. */
+	software: string;
+	/** Changes with each boot of the machine or start of the gateway. */
+	bootId: string;
+	/** Changes with each connection. */
+	connectionId: string;
+}
+
+/** Why the other end wants this session to end, and when to come back. */
+export interface GoAway {
+	code: ErrorCode;
+	message: string;
+	/** When to dial again; at the agent's own discretion when absent. */
+	reconnectAfterMs?: number;
+}
+
+export interface SessionLimits {
+	/** Streams that the peer may have open at once. */
+	maxStreams: number;
+	/** Credit a stream starts with, and the most it grows to. */
+	initialWindow: number;
+	maxWindow: number;
+	/** Sum of all windows; when it is used up, new streams get `minWindow`. */
+	budget: number;
+	minWindow: number;
+	/** Bytes that are handed to the transport ahead of time. */
+	inTransport: number;
+	/** Small frames that may wait for a peer that doesn't read. */
+	maxControlBytes: number;
+	/** Time for the peer's HELLO. */
+	helloMs: number;
+	/** Time for an answer to OPEN, at either end. */
+	openMs: number;
+	/** Silence after which the peer is asked, and how long it may take to say anything. */
+	pingAfterMs: number;
+	pingTimeoutMs: number;
+}
+
+export const defaultLimits: SessionLimits = {
+	maxStreams: 1024,
+	initialWindow: 256 * 1024,
+	maxWindow: 4 * 1024 * 1024,
+	budget: 64 * 1024 * 1024,
+	minWindow: 16 * 1024,
+	inTransport: 256 * 1024,
+	maxControlBytes: 1024 * 1024,
+	helloMs: 10_000,
+	openMs: 10_000,
+	pingAfterMs: 30_000,
+	pingTimeoutMs: 15_000,
+};
+
+export interface SessionOptions {
+	/** The dialling end is the client; it uses odd stream ids. */
+	role: "client" | "server";
+	hello: Pick<Hello, "name" | "software" | "bootId" | "connectionId"> & { capabilities?: readonly string[] };
+	/** Judges the peer's HELLO; what it throws is told to the peer by GOAWAY, and the session ends. */
+	checkHello?: (hello: Hello) => void;
+	limits?: Partial<SessionLimits>;
+	/** Milliseconds of a clock that never goes back. */
+	now?: () => number;
+}
+
+export interface OpenOptions {
+	lane?: Lane;
+	signal?: AbortSignal;
+	/** Milliseconds for the peer's answer. */
+	deadline?: number;
+}
+
+/** A stream that the peer wants to open. Exactly one of the two is to be called, within `openMs`. */
+export interface IncomingStream {
+	readonly service: string;
+	readonly lane: Lane;
+	/** Throws `TunnelClosed` when the peer has given up meanwhile. */
+	accept(): TunnelStream;
+	refuse(code: ErrorCode, message: string): void;
+}
+
+export interface SessionEvents {
+	stream: [incoming: IncomingStream];
+	goaway: [goAway: GoAway];
+	close: [error: GroundplaneError | undefined];
+}
+
+/** Figures of a session so far. */
+export interface SessionStats {
+	streams: number;
+	opened: number;
+	refused: number;
+	bytesIn: Record<Lane, number>;
+	bytesOut: Record<Lane, number>;
+	rttMs: number | undefined;
+	queuedBytes: number;
+	starvedStreams: number;
+}
+
+const QUANTUM = 16 * 1024;
+const QUANTUM_ALONE = 64 * 1024;
+const BATCH = 64 * 1024;
+/** A lane that was passed over by this many bytes of higher lanes gets a turn. */
+const PASSED_OVER = 256 * 1024;
+
+interface PendingOpen {
+	service: string;
+	lane: Lane;
+	window: number;
+	resolve(stream: TunnelStream): void;
+	reject(error: GroundplaneError): void;
+}
+
+interface PendingAccept {
+	timer: NodeJS.Timeout;
+	credit: number;
+	gone: boolean;
+}
+
+export class Session extends EventEmitter<SessionEvents> {
+	/** The peer's HELLO, once it came and was found good. Rejects when the session ends before. */
+	readonly ready: Promise<Hello>;
+	/** Settles when the session is over, with the reason if it wasn't an orderly end. Never rejects. */
+	readonly closed: Promise<GroundplaneError | undefined>;
+	readonly limits: SessionLimits;
+
+	readonly #transport: Transport;
+	readonly #options: SessionOptions;
+	readonly #now: () => number;
+	readonly #parser: FrameParser;
+	readonly #host: StreamHost;
+
+	readonly #streams = new Map<number, TunnelStream>();
+	readonly #opening = new Map<number, PendingOpen>();
+	readonly #incoming = new Map<number, PendingAccept>();
+	#nextId: number;
+	#lastPeerId = 0;
+	#windows = 0;
+
+	readonly #control: Buffer[] = [];
+	#controlBytes = 0;
+	readonly #credits = new Map<number, number>();
+	#pong: Buffer | undefined;
+	readonly #lanes: Record<Lane, TunnelStream[]> = { control: [], interactive: [], bulk: [] };
+	readonly #passedOver: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
+	#turnPlanned = false;
+	#inTurn = false;
+
+	#peer: Hello | undefined;
+	#goAwaySent = false;
+	#goAwayReceived: GoAway | undefined;
+	#ended = false;
+	#keepalive: NodeJS.Timeout | undefined;
+	#heardAt: number;
+	#pingSentAt: number | undefined;
+	#pingNumber = 0;
+	#rtt: number | undefined;
+	#bytesIn: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
+	#bytesOut: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
+	#opened = 0;
+	#refused = 0;
+
+	#markReady!: (hello: Hello) => void;
+	#failReady!: (error: GroundplaneError) => void;
+	#markClosed!: (error: GroundplaneError | undefined) => void;
+
+	constructor(transport: Transport, options: SessionOptions) {
+		super();
+		this.#transport = transport;
+		this.#options = options;
+		this.limits = { ...defaultLimits, ...options.limits };
+		this.#now = options.now ?? (() => performance.now());
+		this.#heardAt = this.#now();
+		this.#nextId = options.role === "client" ? 1 : 2;
+		this.ready = new Promise((resolve, reject) => {
+			this.#markReady = resolve;
+			this.#failReady = reject;
+		});
+		this.ready.catch(() => {});
+		this.closed = new Promise((resolve) => {
+			this.#markClosed = resolve;
+		});
+		const sink: FrameSink = {
+			onFrame: (type, stream, payload) => this.#onFrame(type, stream, payload),
+			onData: (stream, piece, cost) => this.#onData(stream, piece, cost),
+		};
+		this.#parser = new FrameParser(sink);
+		this.#host = {
+			now: this.#now,
+			wantsToSend: (stream) => this.#queue(stream),
+			giveCredit: (stream, amount) => {
+				this.#credits.set(stream.id, (this.#credits.get(stream.id) ?? 0) + amount);
+				this.#planTurn();
+			},
+			tuneWindow: (window, elapsed) => this.#tuneWindow(window, elapsed),
+			abandoned: (stream, error) => {
+				this.#sendReset(stream.id, error);
+				this.#forget(stream);
+			},
+			finished: (stream) => this.#forget(stream),
+		};
+		transport.start({
+			onBytes: (chunk) => this.#onBytes(chunk),
+			onSent: () => this.#turn(),
+			onClose: (error) => this.#onTransportClose(error),
+		});
+		this.#send(
+			FrameType.HELLO,
+			0,
+			JSON.stringify({
+				...options.hello,
+				versions: PROTOCOL_VERSIONS,
+				capabilities: options.hello.capabilities ?? [],
+				window: this.limits.initialWindow,
+			} satisfies Hello),
+		);
+		this.#watchOver(this.limits.helloMs);
+	}
+
+	/** The peer's HELLO, if it came already. */
+	get peer(): Hello | undefined {
+		return this.#peer;
+	}
+
+	/** No more streams can be opened: one of the ends is leaving. */
+	get leaving(): boolean {
+		return this.#ended || this.#goAwaySent || this.#goAwayReceived !== undefined;
+	}
+
+	get rttMs(): number | undefined {
+		return this.#rtt;
+	}
+
+	stats(): SessionStats {
+		let queuedBytes = this.#controlBytes + this.#transport.buffered;
+		let starvedStreams = 0;
+		for (const stream of this.#streams.values()) {
+			queuedBytes += stream.waitingBytes;
+			if (stream.starved) starvedStreams++;
+		}
+		return {
+			streams: this.#streams.size,
+			opened: this.#opened,
+			refused: this.#refused,
+			bytesIn: { ...this.#bytesIn },
+			bytesOut: { ...this.#bytesOut },
+			rttMs: this.#rtt,
+			queuedBytes,
+			starvedStreams,
+		};
+	}
+
+	/**
+	 * Opens a stream to a named service of the peer. Rejects with the peer's refusal, `DeadlineExceeded`, or `TunnelClosed`.
+	 * The lane says how urgent the stream is, in both directions.
+	 */
+	async open(service: string, { lane = "interactive", signal, deadline }: OpenOptions = {}): Promise<TunnelStream> {
+		const ms = deadline ?? this.limits.openMs;
+		const { promise, resolve, reject } = Promise.withResolvers<TunnelStream>();
+		let id: number | undefined;
+		const fail = (error: GroundplaneError) => {
+			if (id !== undefined && this.#opening.delete(id)) {
+				this.#windows -= window;
+				this.#sendReset(id, error);
+			}
+			reject(error);
+		};
+		let window = 0;
+		const onAbort = () => fail(tunnelClosed(`opening ${service} was cancelled`, "Nothing, if this was meant."));
+		const timer = setTimeout(() => {
+			fail(
+				new GroundplaneError("DeadlineExceeded", `no answer to opening ${service} within ${ms} ms`, {
+					next: "Look at the other end's log; the host may be overloaded or its line may be down.",
+				}),
+			);
+		}, ms);
+		signal?.addEventListener("abort", onAbort, { once: true });
+		const begin = () => {
+			if (signal?.aborted) return onAbort();
+			if (this.leaving) return reject(this.#leavingError());
+			window = this.#newWindow();
+			id = this.#nextId;
+			this.#nextId += 2;
+			this.#opening.set(id, { service, lane, window, resolve, reject });
+			this.#send(FrameType.OPEN, id, JSON.stringify({ service, lane, window }));
+		};
+		try {
+			if (this.#peer !== undefined) begin();
+			else this.ready.then(begin, reject);
+			return await promise;
+		} finally {
+			clearTimeout(timer);
+			signal?.removeEventListener("abort", onAbort);
+		}
+	}
+
+	/** Tells the peer to open nothing more here. Streams that are open go on. */
+	goAway(goAway: GoAway): void {
+		if (this.#ended || this.#goAwaySent) return;
+		this.#goAwaySent = true;
+		this.#send(FrameType.GOAWAY, 0, JSON.stringify(goAway));
+	}
+
+	/** GOAWAY, then an orderly end as soon as no stream is left, or after `ms` whatever is left. */
+	async drain(goAway: GoAway, ms: number): Promise<void> {
+		this.goAway(goAway);
+		const until = this.#now() + ms;
+		while (!this.#ended && this.#streams.size > 0 && this.#now() < until) {
+			await new Promise((resolve) => setTimeout(resolve, Math.min(25, ms)));
+		}
+		this.close(new GroundplaneError(goAway.code, goAway.message, { next: "Connect again." }));
+	}
+
+	/** Ends the session: what waits in small frames is sent, open streams break with `error`. */
+	close(error?: GroundplaneError): void {
+		if (this.#ended) return;
+		this.#flushControl();
+		this.#transport.end();
+		this.#finish(error);
+	}
+
+	/** Ends the session at once. */
+	destroy(error?: GroundplaneError): void {
+		if (this.#ended) return;
+		this.#transport.destroy();
+		this.#finish(error);
+	}
+
+	// Reading
+
+	#onBytes(chunk: Buffer): void {
+		if (this.#ended) return;
+		this.#heardAt = this.#now();
+		try {
+			this.#parser.push(chunk);
+		} catch (error) {
+			this.#fail(asGroundplaneError(error));
+		}
+	}
+
+	#onData(id: number, piece: Buffer, cost: number): void {
+		const stream = this.#streams.get(id);
+		if (stream === undefined) {
+			this.#expectKnown(id, "DATA");
+			return;
+		}
+		this.#bytesIn[stream.lane] += piece.length;
+		if (!stream.receive(piece, cost)) throw protocolError(`data beyond credit or end on stream ${id}`);
+	}
+
+	#onFrame(type: FrameType, id: number, payload: Buffer) {
+		if (this.#ended) return;
+		if (this.#peer === undefined && type !== FrameType.HELLO && type !== FrameType.GOAWAY) {
+			throw protocolError("the first frame is not HELLO");
+		}
+		switch (type) {
+			case FrameType.HELLO:
+				return this.#onHello(payload);
+			case FrameType.OPEN:
+				return this.#onOpen(id, payload);
+			case FrameType.ACCEPT:
+				return this.#onAccept(id, payload);
+			case FrameType.REFUSE:
+				return this.#onRefuse(id, payload);
+			case FrameType.CREDIT:
+				return this.#onCredit(id, payload);
+			case FrameType.FIN: {
+				const stream = this.#streams.get(id);
+				if (stream === undefined) return this.#expectKnown(id, "FIN");
+				if (!stream.receiveEnd()) throw protocolError(`second FIN on stream ${id}`);
+				return;
+			}
+			case FrameType.RESET:
+				return this.#onReset(id, payload);
+			case FrameType.PING:
+				if (payload.length > 8) throw protocolError("PING longer than 8 bytes");
+				this.#pong = encodeFrame(FrameType.PONG, 0, payload);
+				return this.#planTurn();
+			case FrameType.PONG:
+				if (this.#pingSentAt !== undefined && payload.length === 4 && payload.readUInt32BE(0) === this.#pingNumber) {
+					const sample = this.#now() - this.#pingSentAt;
+					this.#rtt = this.#rtt === undefined ? sample : this.#rtt + (sample - this.#rtt) / 4;
+					this.#pingSentAt = undefined;
+				}
+				return;
+			case FrameType.GOAWAY: {
+				const { code, message, reconnectAfterMs } = parse(payload);
+				this.#goAwayReceived = {
+					code: errorCode(code),
+					message: text(message),
+					...(typeof reconnectAfterMs === "number" && reconnectAfterMs >= 0 ? { reconnectAfterMs } : {}),
+				};
+				this.emit("goaway", this.#goAwayReceived);
+				return;
+			}
+			case FrameType.DATA:
+				throw protocolError("unreachable");
+		}
+	}
+
+	#onHello(payload: Buffer): void {
+		if (this.#peer !== undefined) throw protocolError("second HELLO");
+		const said = parse(payload);
+		const versions = Array.isArray(said.versions) ? said.versions : [];
+		const hello: Hello = {
+			versions,
+			capabilities: Array.isArray(said.capabilities) ? said.capabilities.map(String) : [],
+			window: windowOf(said.window),
+			name: text(said.name),
+			software: text(said.software),
+			bootId: text(said.bootId),
+			connectionId: text(said.connectionId),
+		};
+		if (!PROTOCOL_VERSIONS.some((version) => versions.includes(version))) {
+			throw new GroundplaneError(
+				"TunnelProtocolError",
+				`the peer speaks tunnel versions [${versions}], this end [${PROTOCOL_VERSIONS}]`,
+				{ next: "Upgrade the older end." },
+			);
+		}
+		this.#options.checkHello?.(hello);
+		this.#peer = hello;
+		this.#sendPing();
+		this.#watchOver(this.limits.pingAfterMs);
+		this.#markReady(hello);
+	}
+
+	#onOpen(id: number, payload: Buffer) {
+		if (id === 0 || id % 2 === this.#nextId % 2 || id <= this.#lastPeerId) throw protocolError(`OPEN with id ${id}`);
+		this.#lastPeerId = id;
+		const { service, lane, window } = parse(payload);
+		if (typeof service !== "string" || !lanes.includes(lane as Lane))
+			throw protocolError("OPEN without service or lane");
+		const refuse = (code: ErrorCode, message: string) => {
+			this.#refused++;
+			this.#send(FrameType.REFUSE, id, JSON.stringify({ code, message }));
+		};
+		if (this.#goAwaySent) return refuse("TunnelClosed", "this end is leaving");
+		if (this.#streams.size + this.#incoming.size >= this.limits.maxStreams) {
+			return refuse("Overloaded", `${this.limits.maxStreams} streams are open already`);
+		}
+		if (this.listenerCount("stream") === 0) return refuse("ServiceNotAllowed", `no service ${service} here`);
+		const pending: PendingAccept = {
+			credit: windowOf(window),
+			gone: false,
+			timer: setTimeout(() => incoming.refuse("DeadlineExceeded", `${service} did not answer`), this.limits.openMs),
+		};
+		this.#incoming.set(id, pending);
+		const incoming: IncomingStream = {
+			service,
+			lane: lane as Lane,
+			accept: () => {
+				if (!this.#answer(id, pending)) {
+					throw tunnelClosed("the stream was given up before it was accepted", "Nothing: the other end tries again.");
+				}
+				const granted = this.#newWindow();
+				const stream = this.#addStream(id, service, lane as Lane, pending.credit, granted);
+				this.#send(FrameType.ACCEPT, id, JSON.stringify({ window: granted }));
+				return stream;
+			},
+			refuse: (code, message) => {
+				if (this.#answer(id, pending)) refuse(code, message);
+			},
+		};
+		this.emit("stream", incoming);
+	}
+
+	#answer(id: number, pending: PendingAccept): boolean {
+		if (pending.gone || this.#ended) return false;
+		pending.gone = true;
+		clearTimeout(pending.timer);
+		this.#incoming.delete(id);
+		return true;
+	}
+
+	#onAccept(id: number, payload: Buffer) {
+		const pending = this.#opening.get(id);
+		if (pending === undefined) return this.#expectKnown(id, "ACCEPT");
+		this.#opening.delete(id);
+		const stream = this.#addStream(id, pending.service, pending.lane, windowOf(parse(payload).window), pending.window);
+		pending.resolve(stream);
+	}
+
+	#onRefuse(id: number, payload: Buffer) {
+		const pending = this.#opening.get(id);
+		if (pending === undefined) return this.#expectKnown(id, "REFUSE");
+		this.#opening.delete(id);
+		this.#windows -= pending.window;
+		const { code, message } = parse(payload);
+		pending.reject(
+			new GroundplaneError(errorCode(code), text(message), { next: "Look at the log of the end that refused." }),
+		);
+	}
+
+	#onCredit(id: number, payload: Buffer) {
+		if (payload.length !== 4) throw protocolError("CREDIT is four bytes long");
+		const stream = this.#streams.get(id);
+		if (stream === undefined) return this.#expectKnown(id, "CREDIT");
+		if (!stream.addCredit(payload.readUInt32BE(0))) throw protocolError("absurd credit");
+	}
+
+	#onReset(id: number, payload: Buffer) {
+		const { code, message } = parse(payload);
+		const pending = this.#incoming.get(id);
+		if (pending !== undefined) {
+			this.#answer(id, pending);
+			return;
+		}
+		const stream = this.#streams.get(id);
+		if (stream === undefined) return this.#expectKnown(id, "RESET");
+		this.#silence(stream, new GroundplaneError(errorCode(code), text(message), { next: "Open a new stream." }));
+	}
+
+	/** Frames may still come for streams that have ended here; for those that never were, they may not. */
+	#expectKnown(id: number, what: string): void {
+		const mine = id % 2 === this.#nextId % 2;
+		if (id === 0 || (mine ? id >= this.#nextId : id > this.#lastPeerId)) {
+			throw protocolError(`${what} for stream ${id}, which was never opened`);
+		}
+	}
+
+	// Streams
+
+	#addStream(id: number, service: string, lane: Lane, credit: number, window: number): TunnelStream {
+		const stream = new TunnelStream(this.#host, { id, service, lane, credit, window });
+		this.#streams.set(id, stream);
+		this.#opened++;
+		return stream;
+	}
+
+	#forget(stream: TunnelStream): void {
+		if (!this.#streams.delete(stream.id)) return;
+		this.#credits.delete(stream.id);
+		this.#windows -= stream.window;
+	}
+
+	/** Breaks a stream without a word to the peer. */
+	#silence(stream: TunnelStream, error: GroundplaneError): void {
+		stream.silenced = true;
+		this.#forget(stream);
+		stream.destroy(error);
+	}
+
+	#newWindow(): number {
+		const { initialWindow, minWindow, budget } = this.limits;
+		const window = this.#windows + initialWindow <= budget ? initialWindow : minWindow;
+		this.#windows += window;
+		return window;
+	}
+
+	/** Half a window went in `elapsed` ms: when that is less than two round trips the window, not the line, was the limit. */
+	#tuneWindow(window: number, elapsed: number): number {
+		const { maxWindow, minWindow, budget } = this.limits;
+		let next = window;
+		if (this.#windows > budget) next = Math.max(minWindow, Math.floor(window / 2));
+		else if (elapsed < 2 * (this.#rtt ?? 0)) next = Math.min(maxWindow, window * 2, window + budget - this.#windows);
+		this.#windows += next - window;
+		return next;
+	}
+
+	// Sending
+
+	#send(type: FrameType, id: number, payload: Uint8Array | string): void {
+		if (this.#ended) return;
+		const frame = encodeFrame(type, id, payload);
+		this.#control.push(frame);
+		this.#controlBytes += frame.length;
+		if (this.#controlBytes > this.limits.maxControlBytes) {
+			this.#fail(protocolError("it makes this end answer and does not read the answers"));
+			return;
+		}
+		this.#planTurn();
+	}
+
+	#sendReset(id: number, error: Error | null): void {
+		const { code, message } =
+			error === null ? { code: "TunnelClosed", message: "the other end closed the stream" } : asGroundplaneError(error);
+		this.#send(FrameType.RESET, id, JSON.stringify({ code, message: message.slice(0, 1000) }));
+	}
+
+	#sendPing(): void {
+		const payload = Buffer.allocUnsafe(4);
+		this.#pingNumber = (this.#pingNumber + 1) >>> 0;
+		payload.writeUInt32BE(this.#pingNumber, 0);
+		this.#pingSentAt = this.#now();
+		this.#send(FrameType.PING, 0, payload);
+	}
+
+	#queue(stream: TunnelStream): void {
+		if (stream.queued || stream.silenced) return;
+		stream.queued = true;
+		this.#lanes[stream.lane].push(stream);
+		this.#planTurn();
+	}
+
+	#planTurn(): void {
+		if (this.#turnPlanned || this.#ended) return;
+		this.#turnPlanned = true;
+		process.nextTick(() => {
+			this.#turnPlanned = false;
+			this.#turn();
+		});
+	}
+
+	#turn(): void {
+		if (this.#ended || this.#inTurn) return;
+		this.#inTurn = true;
+		try {
+			while (this.#transport.buffered < this.limits.inTransport) {
+				const batch: Buffer[] = [];
+				let bytes = 0;
+				do {
+					// Taking a turn may cause control frames (a callback accepts a stream and writes to it): they go before the next turn.
+					bytes += this.#takeControl(batch);
+					const stream = this.#next();
+					if (stream === undefined) break;
+					bytes += this.#takeTurn(stream, batch);
+				} while (bytes < BATCH);
+				if (batch.length === 0) break;
+				this.#transport.send(batch, bytes);
+			}
+		} finally {
+			this.#inTurn = false;
+		}
+	}
+
+	#takeControl(batch: Buffer[]): number {
+		let bytes = this.#controlBytes;
+		if (bytes > 0) {
+			batch.push(...this.#control.splice(0));
+			this.#controlBytes = 0;
+		}
+		if (this.#pong !== undefined) {
+			batch.push(this.#pong);
+			bytes += this.#pong.length;
+			this.#pong = undefined;
+		}
+		if (this.#credits.size === 0) return bytes;
+		for (const [id, amount] of this.#credits) {
+			const payload = Buffer.allocUnsafe(4);
+			payload.writeUInt32BE(amount, 0);
+			const frame = encodeFrame(FrameType.CREDIT, id, payload);
+			batch.push(frame);
+			bytes += frame.length;
+		}
+		this.#credits.clear();
+		return bytes;
+	}
+
+	#flushControl(): void {
+		const batch: Buffer[] = [];
+		const bytes = this.#takeControl(batch);
+		if (batch.length > 0) this.#transport.send(batch, bytes);
+	}
+
+	/** Whose turn it is: higher lanes first, but nobody is passed over for ever. */
+	#next(): TunnelStream | undefined {
+		let chosen: Lane | undefined;
+		for (const lane of lanes) {
+			const queue = this.#lanes[lane];
+			while (queue.length > 0 && !(queue[0] as TunnelStream).sendable) (queue.shift() as TunnelStream).queued = false;
+			if (queue.length === 0) this.#passedOver[lane] = 0;
+			else if (chosen === undefined || this.#passedOver[lane] >= PASSED_OVER) chosen = lane;
+		}
+		return chosen === undefined ? undefined : this.#lanes[chosen].shift();
+	}
+
+	#takeTurn(stream: TunnelStream, batch: Buffer[]): number {
+		stream.queued = false;
+		const alone = lanes.every((lane) => this.#lanes[lane].length === 0);
+		const { parts, bytes, end } = stream.nextTurn(alone ? QUANTUM_ALONE : QUANTUM);
+		let total = 0;
+		if (bytes > 0) {
+			batch.push(encodeHeader(FrameType.DATA, stream.id, bytes), ...parts);
+			total += 8 + bytes;
+			this.#bytesOut[stream.lane] += bytes;
+			this.#passedOver[stream.lane] = 0;
+			for (const lane of lanes.slice(lanes.indexOf(stream.lane) + 1)) {
+				if (this.#lanes[lane].length > 0) this.#passedOver[lane] += bytes;
+			}
+		}
+		if (end) {
+			batch.push(encodeHeader(FrameType.FIN, stream.id, 0));
+			total += 8;
+		}
+		if (stream.sendable) this.#queue(stream);
+		return total;
+	}
+
+	// Life and death
+
+	#watchOver(ms: number): void {
+		clearTimeout(this.#keepalive);
+		this.#keepalive = setTimeout(() => this.#checkLife(), ms);
+	}
+
+	#checkLife(): void {
+		if (this.#ended) return;
+		const { pingAfterMs, pingTimeoutMs, helloMs } = this.limits;
+		if (this.#peer === undefined) {
+			this.destroy(
+				new GroundplaneError("DeadlineExceeded", `the peer said no HELLO within ${helloMs} ms`, {
+					next: "Check that the address is a Groundplane tunnel and that no proxy holds the bytes back.",
+				}),
+			);
+			return;
+		}
+		const now = this.#now();
+		const silent = now - this.#heardAt;
+		const asked = this.#pingSentAt;
+		if (asked !== undefined && this.#heardAt < asked && now - asked >= pingTimeoutMs) {
+			this.destroy(
+				tunnelClosed(
+					`nothing was heard from the peer for ${Math.round(silent)} ms`,
+					"Nothing, if the line comes back by itself.",
+				),
+			);
+		} else if (silent >= pingAfterMs && (asked === undefined || this.#heardAt >= asked)) {
+			this.#sendPing();
+			this.#watchOver(pingTimeoutMs);
+		} else if (asked !== undefined && this.#heardAt < asked) {
+			this.#watchOver(Math.max(1, pingTimeoutMs - (now - asked)));
+		} else {
+			this.#watchOver(Math.max(1, pingAfterMs - silent));
+		}
+	}
+
+	/** Tells the peer what is wrong, then ends. */
+	#fail(error: GroundplaneError): void {
+		if (this.#ended) return;
+		this.#control.length = 0;
+		this.#controlBytes = 0;
+		if (!this.#goAwaySent) {
+			this.#goAwaySent = true;
+			this.#control.push(
+				encodeFrame(FrameType.GOAWAY, 0, JSON.stringify({ code: error.code, message: error.message.slice(0, 1000) })),
+			);
+		}
+		this.close(error);
+	}
+
+	#onTransportClose(error: Error | undefined): void {
+		const said = this.#goAwayReceived;
+		if (said !== undefined) {
+			this.#finish(new GroundplaneError(said.code, said.message, { next: "The other end said so before it closed." }));
+		} else {
+			this.#finish(
+				tunnelClosed(
+					error === undefined ? "the connection was closed" : `the connection broke: ${error.message}`,
+					"Nothing, if it comes back by itself.",
+					error,
+				),
+			);
+		}
+	}
+
+	#finish(error: GroundplaneError | undefined): void {
+		if (this.#ended) return;
+		this.#ended = true;
+		clearTimeout(this.#keepalive);
+		const reason = error ?? tunnelClosed("the tunnel was closed", "Nothing, if this was meant.");
+		for (const pending of this.#incoming.values()) {
+			pending.gone = true;
+			clearTimeout(pending.timer);
+		}
+		for (const pending of this.#opening.values()) pending.reject(reason);
+		this.#incoming.clear();
+		this.#opening.clear();
+		for (const stream of [...this.#streams.values()]) this.#silence(stream, reason);
+		this.#failReady(reason);
+		this.#markClosed(error);
+		this.emit("close", error);
+	}
+
+	#leavingError(): GroundplaneError {
+		const said = this.#goAwayReceived;
+		return tunnelClosed(
+			said === undefined ? "the tunnel is closing" : `the other end is leaving: ${said.message}`,
+			"Try again: a new tunnel follows.",
+		);
+	}
+}
+
+function tunnelClosed(message: string, next: string, cause?: unknown): GroundplaneError {
+	return new GroundplaneError("TunnelClosed", message, { next, cause });
+}
+
+function parse(payload: Buffer): Record<string, unknown> {
+	try {
+		const value: unknown = JSON.parse(payload.toString("utf8"));
+		if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as Record<string, unknown>;
+	} catch {
+		// Said below.
+	}
+	throw protocolError("payload is not a JSON object");
+}
+
+function text(value: unknown): string {
+	return typeof value === "string" ? value.slice(0, 1024) : "";
+}
+
+function errorCode(value: unknown): ErrorCode {
+	return typeof value === "string" && Object.hasOwn(errorCodes, value) ? (value as ErrorCode) : "TunnelClosed";
+}
+
+function windowOf(value: unknown): number {
+	if (typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= 0xffffffff) return value;
+	throw protocolError("window out of range");
+}
+
+export { type Lane, lanes, TunnelStream } from "./stream.ts";
+export { duplexTransport, type Transport, type WebSocketLike, webSocketTransport } from "./transport.ts";
+export type { Duplex };

@@ -1,0 +1,238 @@
+import { Duplex } from "node:stream";
+import { GroundplaneError } from "./errors.ts";
+import { MIN_DATA_COST } from "./frames.ts";
+
+/** In this order a session serves what waits; within a lane streams take turns. */
+export const lanes = ["control", "interactive", "bulk"] as const;
+export type Lane = (typeof lanes)[number];
+
+/** What a stream asks of its session. */
+export interface StreamHost {
+	/** There is something to send; the session calls {@link TunnelStream.nextTurn} when it is the stream's turn. */
+	wantsToSend(stream: TunnelStream): void;
+	/** Gives the peer more credit, at the session's next turn. */
+	giveCredit(stream: TunnelStream, amount: number): void;
+	/** How long the stream's window should be from now on, given that the peer used up half of it in `elapsed` ms. */
+	tuneWindow(window: number, elapsed: number): number;
+	/** The stream ended at this end before both directions were finished: the peer is to know. */
+	abandoned(stream: TunnelStream, error: Error | null): void;
+	/** Both directions are finished on the wire. */
+	finished(stream: TunnelStream): void;
+	now(): number;
+}
+
+/** One turn's worth of a stream: data, and whether the stream's end follows it. */
+export interface Turn {
+	parts: Buffer[];
+	bytes: number;
+	end: boolean;
+}
+
+/**
+ * A stream of a session: an ordinary Node duplex with half-close. `end()` finishes the sending direction only,
+ * `destroy(error)` resets the stream at the other end. An `error` without a listener does not end the process:
+ * a stream that breaks is the tunnel's daily bread, and `close` is always emitted.
+ */
+export class TunnelStream extends Duplex {
+	readonly id: number;
+	readonly service: string;
+	readonly lane: Lane;
+	readonly #host: StreamHost;
+
+	/** The peer has reset the stream, or the session is gone: nothing is to be sent about it any more. */
+	silenced = false;
+	/** In a lane's queue of the session. */
+	queued = false;
+
+	#credit: number;
+	#waiting: Buffer[] = [];
+	#first = 0;
+	#offset = 0;
+	#written: ((error?: Error | null) => void) | undefined;
+	#finalized: ((error?: Error | null) => void) | undefined;
+	#endSent = false;
+
+	window: number;
+	/** Credit ever given to the peer, and ever spent by it. */
+	#given: number;
+	#spent = 0;
+	/** What unread frames cost beyond their bytes. */
+	#surcharge = 0;
+	#givenAt: number;
+	#endReceived = false;
+
+	constructor(
+		host: StreamHost,
+		{ id, service, lane, credit, window }: { id: number; service: string; lane: Lane; credit: number; window: number },
+	) {
+		// The credit window bounds what is buffered, so push() need never say no.
+		super({ allowHalfOpen: true, readableHighWaterMark: 64 * 1024, writableHighWaterMark: 64 * 1024 });
+		this.#host = host;
+		this.id = id;
+		this.service = service;
+		this.lane = lane;
+		this.#credit = credit;
+		this.window = window;
+		this.#given = window;
+		this.#givenAt = host.now();
+		this.on("error", () => {});
+	}
+
+	/** Both directions are finished on the wire. */
+	get settled(): boolean {
+		return this.#endSent && this.#endReceived;
+	}
+
+	/** Data that waits for the session's turn or for credit. */
+	get waitingBytes(): number {
+		return this.writableLength;
+	}
+
+	/** Data waits and only the peer's credit is missing. */
+	get starved(): boolean {
+		return this.#written !== undefined && this.#credit < MIN_DATA_COST;
+	}
+
+	/** There is something to send now. */
+	get sendable(): boolean {
+		if (this.#written !== undefined) return this.#credit >= MIN_DATA_COST;
+		return this.#finalized !== undefined && !this.#endSent;
+	}
+
+	/** The session's turn: at most `limit` bytes of what waits, within the peer's credit. Call only when {@link sendable}. */
+	nextTurn(limit: number): Turn {
+		const turn: Turn = { parts: [], bytes: 0, end: false };
+		const most = Math.min(limit, this.#credit);
+		while (turn.bytes < most && this.#first < this.#waiting.length) {
+			const chunk = this.#waiting[this.#first] as Buffer;
+			const take = Math.min(chunk.length - this.#offset, most - turn.bytes);
+			turn.parts.push(take === chunk.length ? chunk : chunk.subarray(this.#offset, this.#offset + take));
+			turn.bytes += take;
+			this.#offset += take;
+			if (this.#offset < chunk.length) break;
+			this.#offset = 0;
+			this.#first++;
+		}
+		if (turn.bytes > 0) this.#credit -= Math.max(turn.bytes, MIN_DATA_COST);
+		if (this.#first === this.#waiting.length && this.#written !== undefined) {
+			const written = this.#written;
+			this.#written = undefined;
+			this.#waiting = [];
+			this.#first = 0;
+			// May bring the next write, or the end, at once.
+			written();
+		}
+		if (this.#written === undefined && this.#finalized !== undefined && !this.#endSent) {
+			turn.end = true;
+			this.#endSent = true;
+			const finalized = this.#finalized;
+			finalized();
+			this.#settle();
+		}
+		return turn;
+	}
+
+	/** The peer gave credit. */
+	addCredit(amount: number): boolean {
+		this.#credit += amount;
+		if (this.#credit > Number.MAX_SAFE_INTEGER / 2) return false;
+		if (this.sendable) this.#host.wantsToSend(this);
+		return true;
+	}
+
+	/** A piece of data came. False when the peer had no credit for it or had finished. */
+	receive(piece: Buffer, cost: number): boolean {
+		this.#spent += cost;
+		if (this.#spent > this.#given || this.#endReceived) return false;
+		this.#surcharge += cost - piece.length;
+		this.push(piece);
+		this.#giveBack();
+		return true;
+	}
+
+	/** The peer finished its direction. False when it had done so before. */
+	receiveEnd(): boolean {
+		if (this.#endReceived) return false;
+		this.#endReceived = true;
+		this.push(null);
+		this.#settle();
+		return true;
+	}
+
+	/** Credit goes back only for what the consumer has taken. */
+	#giveBack(): void {
+		if (this.silenced || this.#endReceived) return;
+		const unread = this.readableLength;
+		if (unread === 0) this.#surcharge = 0;
+		const consumed = this.#spent - unread - this.#surcharge;
+		if (consumed + this.window - this.#given < this.window / 2) return;
+		const now = this.#host.now();
+		this.window = this.#host.tuneWindow(this.window, now - this.#givenAt);
+		this.#givenAt = now;
+		const due = consumed + this.window - this.#given;
+		if (due <= 0) return;
+		this.#given += due;
+		this.#host.giveCredit(this, due);
+	}
+
+	#settle(): void {
+		if (this.settled && !this.silenced) {
+			this.silenced = true;
+			this.#host.finished(this);
+		}
+	}
+
+	override read(size?: number): ReturnType<Duplex["read"]> {
+		const chunk = super.read(size);
+		if (chunk !== null) this.#giveBack();
+		return chunk;
+	}
+
+	override _read(): void {}
+
+	override _write(chunk: Buffer, _encoding: BufferEncoding, callback: (error?: Error | null) => void): void {
+		this.#enqueue([chunk], callback);
+	}
+
+	override _writev(chunks: { chunk: Buffer }[], callback: (error?: Error | null) => void): void {
+		this.#enqueue(
+			chunks.map(({ chunk }) => chunk),
+			callback,
+		);
+	}
+
+	#enqueue(chunks: Buffer[], callback: (error?: Error | null) => void): void {
+		const data = chunks.filter((chunk) => chunk.length > 0);
+		if (data.length === 0) {
+			callback();
+			return;
+		}
+		this.#waiting = data;
+		this.#first = 0;
+		this.#offset = 0;
+		this.#written = callback;
+		if (this.sendable) this.#host.wantsToSend(this);
+	}
+
+	override _final(callback: (error?: Error | null) => void): void {
+		this.#finalized = callback;
+		this.#host.wantsToSend(this);
+	}
+
+	override _destroy(error: Error | null, callback: (error?: Error | null) => void): void {
+		const written = this.#written;
+		this.#written = undefined;
+		this.#waiting = [];
+		if (!this.silenced) {
+			this.silenced = true;
+			this.#host.abandoned(this, error);
+		}
+		callback(error);
+		written?.(
+			error ??
+				new GroundplaneError("TunnelClosed", "the stream was closed before all was sent", {
+					next: "Open a new stream.",
+				}),
+		);
+	}
+}
