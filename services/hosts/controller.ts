@@ -1,0 +1,250 @@
+import { setTimeout as delay } from "node:timers/promises";
+import type { Host } from "../../crds/host.ts";
+import type { KubeClient } from "../../operator/kube/client.ts";
+import { Controller } from "../../operator/kube/controller.ts";
+import { Reflector } from "../../operator/kube/reflector.ts";
+import { hosts, secrets } from "../../operator/kube/resources.ts";
+import { asGroundplaneError, type GroundplaneError } from "../../protocol/errors.ts";
+import type { DownMessage } from "../../protocol/messages.ts";
+import type { Log } from "../kit/log.ts";
+import { type Counter, Gauge, type Metrics } from "../kit/metrics.ts";
+import { backoffMs } from "../kit/retry.ts";
+import {
+	contentOf,
+	type DesiredStateSigner,
+	nextDocument,
+	type RoleSecrets,
+	renewAt,
+	secretNames,
+} from "./desired-state.ts";
+import { MANAGER } from "./enrolment.ts";
+import type { Document, HostRecord, Inventory } from "./inventory.ts";
+import { ownPart, statusOf } from "./status.ts";
+
+export interface HostsControllerOptions {
+	readonly kube: KubeClient;
+	readonly namespace: string;
+	readonly inventory: Inventory;
+	readonly signer: DesiredStateSigner;
+	readonly lifetimeMs: number;
+	/** Sends a message to a host; nobody may be there to hear it. */
+	readonly send: (host: string, message: DownMessage) => void;
+	/** Closes a host's tunnels for good and drops what the bus still holds of it. */
+	readonly farewell: (host: string) => Promise<void>;
+	readonly log: Log;
+	readonly metrics: Metrics;
+	readonly documentsSigned: Counter;
+	readonly now: () => number;
+}
+
+/** What was sent to a host in this process's life, and on which of its connections. */
+interface Sent {
+	readonly generation: number;
+	readonly connection: string;
+	readonly attempts: number;
+	readonly at: number;
+}
+
+/** Reports come in bursts; the status is written once for all of them. */
+const DEBOUNCE_MS = 250;
+const SWEEP_MS = 10 * 60_000;
+/** A host that accepts documents answers in milliseconds; then ever more patience. */
+const RESEND = { baseMs: 4_000, maxMs: 120_000 };
+
+/**
+ * Keeps each Host and its machine in step: signs and sends desired state, writes what the machine reports into the Host's
+ * status, and forgets a machine whose Host is gone.
+ */
+export class HostsController {
+	readonly #options: HostsControllerOptions;
+	readonly #reflector: Reflector<Host>;
+	readonly #controller: Controller<Host>;
+	readonly #sent = new Map<string, Sent>();
+
+	constructor(options: HostsControllerOptions) {
+		this.#options = options;
+		const { kube, namespace, log, now } = options;
+		this.#reflector = new Reflector({ client: kube, resource: hosts, namespace, log });
+		this.#controller = new Controller({
+			name: "hosts",
+			primary: this.#reflector,
+			reconcile: (key, signal) => this.#reconcile(key.slice(namespace.length + 1), signal),
+			concurrency: 4,
+			timeout: 30_000,
+			maxDelay: 60_000,
+			log,
+			now,
+		});
+		new Gauge({
+			name: "groundplane_hosts",
+			help: "Hosts of the region by the state of their connection.",
+			labelNames: ["connection"],
+			registers: [options.metrics.registry],
+			collect: async () => this.#countHosts(),
+		});
+	}
+
+	/** Something is new about a host. */
+	changed(host: string): void {
+		this.#controller.enqueue(`${this.#options.namespace}/${host}`, DEBOUNCE_MS);
+	}
+
+	/** The Host as last seen. */
+	host(name: string): Host | undefined {
+		return this.#reflector.get(`${this.#options.namespace}/${name}`);
+	}
+
+	get hasSynced(): boolean {
+		return this.#reflector.hasSynced;
+	}
+
+	async run(signal: AbortSignal): Promise<void> {
+		await Promise.all([this.#reflector.run(signal), this.#controller.run(signal), this.#sweep(signal)]);
+	}
+
+	async #reconcile(name: string, signal: AbortSignal): Promise<{ requeueAfter?: number }> {
+		const { kube, namespace, inventory } = this.#options;
+		const machine = await inventory.find(name);
+		let host = this.host(name);
+		// The store may lag behind an enrolment: before anything is forgotten, the API server is asked.
+		if (machine && host?.metadata.uid !== machine.uid) host = await kube.find(hosts, name, namespace, { signal });
+		if (machine && host?.metadata.uid !== machine.uid) {
+			await this.#forget(machine);
+			this.changed(name);
+			return {};
+		}
+		if (!host) return {};
+		const { current, problem, requeueAfter } = machine
+			? await this.#deliver(host, machine, signal)
+			: { current: undefined, problem: undefined, requeueAfter: undefined };
+		await this.#writeStatus(host, current, problem, signal);
+		// A Secret that is missing may come without the Host changing.
+		if (problem) throw problem;
+		return requeueAfter === undefined ? {} : { requeueAfter };
+	}
+
+	/** Signs a new document if need be, and sends the current one until the host has acknowledged it. */
+	async #deliver(
+		host: Host,
+		machine: HostRecord,
+		signal: AbortSignal,
+	): Promise<{ current: HostRecord; problem?: GroundplaneError; requeueAfter?: number }> {
+		const { inventory, lifetimeMs, documentsSigned, now } = this.#options;
+		const [last] = machine.documents;
+		const objectGeneration = host.metadata.generation ?? 0;
+		// The store has not caught up with what was signed already.
+		if (last && objectGeneration < last.objectGeneration) return { current: machine, requeueAfter: 1_000 };
+		let content: ReturnType<typeof contentOf>;
+		try {
+			content = contentOf(host, await this.#secrets(host, signal));
+		} catch (error) {
+			return { current: machine, problem: asGroundplaneError(error) };
+		}
+		const document = nextDocument(last, { content, objectGeneration, now: now(), lifetimeMs });
+		let current = machine;
+		if (document.generation !== last?.generation) {
+			await inventory.addDocument(machine.name, document);
+			documentsSigned.inc();
+			current = { ...machine, documents: [document, ...machine.documents] };
+		} else if (document.objectGeneration !== last.objectGeneration) {
+			await inventory.coverGeneration(machine.name, document.generation, objectGeneration);
+			current = { ...machine, documents: [document, ...machine.documents.slice(1)] };
+		}
+		const resendIn = await this.#send(current, document, content);
+		const renewIn = Math.max(1_000, renewAt(document) - now());
+		return { current, requeueAfter: Math.min(renewIn, resendIn ?? renewIn) };
+	}
+
+	/** Sends the document once a connection, and again while it is not acknowledged. Returns when to look again. */
+	async #send(
+		machine: HostRecord,
+		document: Document,
+		content: ReturnType<typeof contentOf>,
+	): Promise<number | undefined> {
+		const { signer, send, now } = this.#options;
+		const { name, link, acknowledgement } = machine;
+		if (link?.state !== "connected") {
+			this.#sent.delete(name);
+			return undefined;
+		}
+		const connection = `${link.gateway}/${link.epoch}/${link.at}`;
+		const sent = this.#sent.get(name);
+		const isAgain = sent?.generation === document.generation && sent.connection === connection;
+		const isAnswered = acknowledgement?.generation === document.generation;
+		if (isAgain && isAnswered) return undefined;
+		const attempts = isAgain ? sent.attempts : 0;
+		const pause = RESEND.baseMs / 2 + backoffMs(attempts, RESEND);
+		if (isAgain && now() < sent.at + RESEND.baseMs / 2) return sent.at + pause - now();
+		send(name, { type: "desired-state", jws: await signer.sign(name, document, content) });
+		this.#sent.set(name, { generation: document.generation, connection, attempts: attempts + 1, at: now() });
+		return isAnswered ? undefined : pause;
+	}
+
+	async #secrets(host: Host, signal: AbortSignal): Promise<RoleSecrets> {
+		const { kube, namespace } = this.#options;
+		const found = new Map<string, Record<string, string>>();
+		for (const name of secretNames(host)) {
+			const secret = await kube.find(secrets, name, namespace, { signal });
+			if (!secret) continue;
+			const decode = ([key, value]: [string, string]) => [key, Buffer.from(value, "base64").toString("utf8")];
+			found.set(name, Object.fromEntries(Object.entries(secret.data ?? {}).map(decode)));
+		}
+		return found;
+	}
+
+	async #writeStatus(
+		host: Host,
+		machine: HostRecord | undefined,
+		problem: GroundplaneError | undefined,
+		signal: AbortSignal,
+	): Promise<void> {
+		const { kube, now } = this.#options;
+		const status = statusOf(host, machine, { problem, now });
+		if (isSame(status, ownPart(host.status))) return;
+		const { name, namespace, uid } = host.metadata;
+		await kube.apply(
+			hosts,
+			// The uid keeps a status from landing on another Host that took the name meanwhile.
+			{ metadata: { name, ...(namespace && { namespace }), ...(uid && { uid }) }, status },
+			{ manager: MANAGER, force: true, subresource: "status", signal },
+		);
+	}
+
+	/** The Host of a machine was deleted: its certificates and its tunnel go, and it may enrol anew. */
+	async #forget(machine: HostRecord): Promise<void> {
+		const { inventory, farewell, log } = this.#options;
+		if (!(await inventory.forget(machine.name, machine.uid))) return;
+		this.#sent.delete(machine.name);
+		log.info({ host: machine.name }, "the Host is gone: revoked its certificates, closing its tunnel");
+		await farewell(machine.name);
+	}
+
+	/** Machines whose Host went while nobody watched. */
+	async #sweep(signal: AbortSignal): Promise<void> {
+		const { inventory, log } = this.#options;
+		while (!signal.aborted) {
+			try {
+				for (const name of await inventory.names()) this.changed(name);
+			} catch (err) {
+				log.warn({ err }, "can't go through the inventory; trying again later");
+			}
+			await delay(SWEEP_MS, undefined, { signal }).catch(() => undefined);
+		}
+	}
+
+	#countHosts(): void {
+		const counts = { Connected: 0, Disconnected: 0, Never: 0 };
+		for (const host of this.#reflector.list()) counts[host.status?.connection?.state ?? "Never"] += 1;
+		const gauge = this.#options.metrics.registry.getSingleMetric("groundplane_hosts") as Gauge;
+		for (const [connection, count] of Object.entries(counts)) gauge.set({ connection }, count);
+	}
+}
+
+/** Whether two values are the same JSON, whatever the order of keys. */
+function isSame(a: unknown, b: unknown): boolean {
+	if (a === b) return true;
+	if (typeof a !== "object" || typeof b !== "object" || a === null || b === null) return false;
+	if (Array.isArray(a) !== Array.isArray(b)) return false;
+	const keys = new Set([...Object.keys(a), ...Object.keys(b)]);
+	return [...keys].every((key) => isSame((a as Record<string, unknown>)[key], (b as Record<string, unknown>)[key]));
+}
