@@ -1,0 +1,378 @@
+import { describe, expect, it } from "vitest";
+import { type Cluster, clusterSpec } from "../../crds/cluster.ts";
+import type { Host } from "../../crds/host.ts";
+import { clusterOf } from "./assign.ts";
+import { type Action, type NodeState, type Observed, plan } from "./plan.ts";
+
+const NOW = Date.parse("2026-01-01T00:00:00Z");
+const HASH = `sha256:${"a".repeat(64)}`;
+
+/** A region in memory that does what a plan says, the way hosts and kubeadm would: roles take a few looks to be applied. */
+class Site {
+	cluster: Cluster;
+	hosts: Host[];
+	nodes = new Map<string, NodeState & { pods: number }>();
+	joinSecret = false;
+	token = false;
+	now = NOW;
+	finished: readonly string[] | undefined;
+	readonly history: string[] = [];
+
+	constructor(spec: unknown, hosts: readonly string[]) {
+		this.cluster = {
+			apiVersion: "groundplane.io/v1alpha1",
+			kind: "Cluster",
+			metadata: {
+				name: "demo",
+				namespace: "region-r",
+				uid: "u1",
+				generation: 1,
+				creationTimestamp: "2026-01-01T00:00:00Z",
+			},
+			spec: clusterSpec.parse(spec),
+		};
+		this.hosts = hosts.map((name, index) => host(name, index));
+	}
+
+	get observed(): Observed {
+		const up = this.hosts.some(
+			(h) => roleStatus(h)?.outputs?.caCertHash !== undefined && h.status?.connection?.state === "Connected",
+		);
+		return {
+			cluster: this.cluster,
+			hosts: this.hosts,
+			others: [],
+			versions: ["v1.36.3"],
+			joinSecret: this.joinSecret,
+			now: this.now,
+			...(up
+				? {
+						workload: {
+							nodes: [...this.nodes.values()].map((node) => ({ ...node, evictable: node.pods })),
+							dnsReady: true,
+							bootstrapToken: this.token,
+						},
+					}
+				: { unreachable: "no control plane is up" }),
+		};
+	}
+
+	/** One look: plan, do, let the hosts work for a moment. */
+	step(): void {
+		const result = plan(this.observed);
+		for (const action of result.actions) this.do(action);
+		this.cluster = {
+			...this.cluster,
+			status: {
+				...result.status,
+				conditions: result.conditions.map((c) => ({ ...c, lastTransitionTime: "2026-01-01T00:00:00Z" })),
+			},
+		};
+		for (const each of this.hosts) this.work(each);
+		this.now += 3000;
+	}
+
+	run(steps: number): this {
+		for (let i = 0; i < steps && this.finished === undefined; i++) this.step();
+		return this;
+	}
+
+	private do(action: Action): void {
+		this.history.push("host" in action ? `${action.type} ${action.host}` : action.type);
+		switch (action.type) {
+			case "createJoinSecret":
+				this.joinSecret = true;
+				break;
+			case "deleteJoinSecret":
+				this.joinSecret = false;
+				break;
+			case "createBootstrapToken":
+				this.token = true;
+				break;
+			case "deleteBootstrapToken":
+				this.token = false;
+				break;
+			case "applyRole":
+				this.host(action.host).spec.roles = [action.role];
+				this.changed(action.host);
+				break;
+			case "removeRole":
+				this.host(action.host).spec.roles = [];
+				this.changed(action.host);
+				break;
+			case "drain": {
+				const node = this.nodes.get(action.host);
+				if (node)
+					this.nodes.set(action.host, {
+						...node,
+						unschedulable: true,
+						drainStarted: node.drainStarted ?? this.now,
+						pods: Math.max(0, node.pods - 1),
+					});
+				break;
+			}
+			case "deleteNode":
+				this.nodes.delete(action.host);
+				break;
+			case "removeFinalizer":
+				this.finished = action.leftBehind;
+				break;
+		}
+	}
+
+	/** The host's agent: pending, applying, applied; a role that is not wanted any more is undone. */
+	private work(each: Host): void {
+		if (each.status?.connection?.state !== "Connected") return;
+		const wanted = each.spec.roles[0];
+		const now = roleStatus(each);
+		each.status.desiredState = { reportedGeneration: each.metadata.generation ?? 0 };
+		if (wanted === undefined) {
+			each.status.roles = now === undefined || now.phase === "Removing" ? [] : [{ ...now, phase: "Removing" }];
+		} else if (now === undefined) {
+			each.status.roles = [{ name: "kubernetes", phase: "Applying", step: "containerd", progress: "3/19" }];
+		} else if (now.phase === "Applying") {
+			const controlPlane = wanted.parameters.mode !== "join-worker";
+			each.status.roles = [
+				{ name: "kubernetes", phase: "Applied", ...(controlPlane ? { outputs: { caCertHash: HASH } } : {}) },
+			];
+			this.nodes.set(each.metadata.name, {
+				name: each.metadata.name,
+				ready: true,
+				version: "v1.36.3",
+				labels: {},
+				unschedulable: false,
+				evictable: 0,
+				pods: 2,
+			});
+		}
+	}
+
+	private changed(name: string): void {
+		const found = this.host(name);
+		found.metadata.generation = (found.metadata.generation ?? 0) + 1;
+	}
+
+	host(name: string): Host {
+		const found = this.hosts.find((h) => h.metadata.name === name);
+		if (found === undefined) throw new Error(`no host ${name}`);
+		return found;
+	}
+}
+
+const roleStatus = (h: Host) => h.status?.roles?.find((role) => role.name === "kubernetes");
+
+const host = (name: string, index: number): Host => ({
+	apiVersion: "groundplane.io/v1alpha1",
+	kind: "Host",
+	metadata: { name, namespace: "region-r", generation: 1, uid: name, labels: { rack: index % 2 === 0 ? "a" : "b" } },
+	spec: { approved: true, maintenance: false, roles: [] },
+	status: { connection: { state: "Connected" }, roles: [], facts: { primaryAddress: `10.0.0.${index + 1}` } as never },
+});
+
+const oneAndTwo = {
+	version: "v1.36.3",
+	controlPlane: { hosts: ["h1"] },
+	workers: [{ name: "w", hosts: ["h2", "h3"] }],
+};
+
+describe("making a cluster", () => {
+	it("makes the first control plane, then lets the workers join, and takes the token away", () => {
+		const site = new Site(oneAndTwo, ["h1", "h2", "h3"]).run(20);
+		expect(site.cluster.status).toMatchObject({
+			phase: "Ready",
+			ready: "3/3",
+			version: "v1.36.3",
+			controlPlaneInitialized: true,
+		});
+		expect(site.cluster.status?.progress).toBeUndefined();
+		expect(site.history.filter((entry) => entry.startsWith("applyRole"))).toEqual([
+			"applyRole h1",
+			"applyRole h2",
+			"applyRole h3",
+		]);
+		expect(site.host("h1").spec.roles[0]?.parameters).toMatchObject({ mode: "init", clusterId: "u1" });
+		expect(site.host("h2").spec.roles[0]).toMatchObject({
+			secretName: "cluster-demo-join",
+			parameters: { mode: "join-worker", caCertHashes: [HASH], controlPlaneAddresses: ["10.0.0.1"] },
+		});
+		expect(site.token).toBe(false);
+		expect(JSON.stringify(site.hosts)).not.toContain("bootstrapToken");
+	});
+
+	it("has nothing to do once it is done", () => {
+		const site = new Site(oneAndTwo, ["h1", "h2", "h3"]).run(20);
+		expect(plan(site.observed).actions).toEqual([]);
+	});
+
+	it("lets control planes join one at a time, and workers after them", () => {
+		const site = new Site({ ...oneAndTwo, controlPlane: { hosts: ["h1", "h4", "h5"] } }, [
+			"h1",
+			"h2",
+			"h3",
+			"h4",
+			"h5",
+		]);
+		const joiningAtOnce: number[] = [];
+		for (let i = 0; i < 40; i++) {
+			site.step();
+			joiningAtOnce.push(
+				["h1", "h4", "h5"].filter(
+					(name) => clusterOf(site.host(name)) && roleStatus(site.host(name))?.phase !== "Applied",
+				).length,
+			);
+		}
+		expect(Math.max(...joiningAtOnce)).toBe(1);
+		expect(site.cluster.status?.phase).toBe("Ready");
+		const first = site.history.filter(
+			(entry, index, all) => entry.startsWith("applyRole") && all.indexOf(entry) === index,
+		);
+		expect(first).toEqual(["applyRole h1", "applyRole h4", "applyRole h5", "applyRole h2", "applyRole h3"]);
+		expect(site.hosts.filter((h) => h.spec.roles[0]?.parameters.mode === "init")).toHaveLength(1);
+	});
+
+	it("never makes a second cluster when the first control plane is lost from sight", () => {
+		const site = new Site({ ...oneAndTwo, controlPlane: { hosts: ["h1", "h4", "h5"] } }, [
+			"h1",
+			"h2",
+			"h3",
+			"h4",
+			"h5",
+		]).run(40);
+		site.cluster.spec.controlPlane.hosts = ["h4", "h5", "h6"];
+		site.hosts.push(host("h6", 6));
+		site.run(40);
+		expect(site.hosts.filter((h) => h.spec.roles[0]?.parameters.mode === "init")).toHaveLength(0);
+	});
+
+	it("says on which host it works, and that the site is out of reach", () => {
+		const site = new Site(oneAndTwo, ["h1", "h2", "h3"]).run(3);
+		expect(site.cluster.status?.progress).toMatchObject({
+			step: "Making the first control plane",
+			host: "h1",
+			detail: "containerd 3/19",
+		});
+		site.run(20);
+		for (const each of site.hosts) each.status = { ...each.status, connection: { state: "Disconnected" } };
+		site.step();
+		expect(site.cluster.status?.phase).toBe("Degraded");
+		expect(site.cluster.status?.conditions?.find((c) => c.type === "Reachable")).toMatchObject({ status: "False" });
+	});
+});
+
+describe("what stands in the way keeps everything from beginning", () => {
+	it.each([
+		["an unknown version", { ...oneAndTwo, version: "v1.30.0" }, "VersionNotOffered", "v1.36.3"],
+		[
+			"a host that does not exist",
+			{ ...oneAndTwo, controlPlane: { hosts: ["h9"] } },
+			"HostNotFound",
+			"gp host join-command",
+		],
+		[
+			"too few hosts with the labels",
+			{ version: "v1.36.3", controlPlane: { selector: { matchLabels: { rack: "a" } }, count: 3 } },
+			"NotEnoughHosts",
+			"2 are free",
+		],
+	])("%s", (_name, spec, reason, text) => {
+		const site = new Site(spec, ["h1", "h2", "h3"]);
+		const result = plan(site.observed);
+		expect(result.actions).toEqual([]);
+		expect(result.conditions[0]).toMatchObject({ type: "Ready", status: "False", reason });
+		expect(result.conditions[0]?.message).toContain(text);
+	});
+
+	it("a host that another cluster has", () => {
+		const site = new Site(oneAndTwo, ["h1", "h2", "h3"]);
+		site.host("h3").spec.roles = [{ name: "kubernetes", version: "v1.36.3", parameters: { cluster: "other" } }];
+		const result = plan(site.observed);
+		expect(result.actions).toEqual([]);
+		expect(result.conditions[0]).toMatchObject({
+			reason: "HostTaken",
+			message: expect.stringContaining("belongs to cluster other"),
+		});
+	});
+
+	it("a host that waits for approval", () => {
+		const site = new Site(oneAndTwo, ["h1", "h2", "h3"]);
+		site.host("h2").spec.approved = false;
+		expect(plan(site.observed).conditions[0]).toMatchObject({
+			reason: "HostNotReady",
+			message: expect.stringContaining("gp host approve h2"),
+		});
+	});
+});
+
+describe("selectors", () => {
+	it("keeps the hosts it has, although others come first in the alphabet", () => {
+		const spec = { version: "v1.36.3", controlPlane: { selector: { matchLabels: { rack: "a" } }, count: 1 } };
+		const site = new Site(spec, ["m1"]).run(10);
+		site.hosts.push(host("a1", 0));
+		site.run(10);
+		expect(site.cluster.status?.members?.map((member) => member.host)).toEqual(["m1"]);
+		expect(site.host("a1").spec.roles).toEqual([]);
+	});
+});
+
+describe("taking hosts out", () => {
+	it("drains a worker, cleans it, and only then deletes its node", () => {
+		const site = new Site(oneAndTwo, ["h1", "h2", "h3"]).run(20);
+		site.history.length = 0;
+		site.cluster.spec.workers[0]?.hosts.pop();
+		site.run(20);
+		const order = site.history.filter((entry, index, all) => all.indexOf(entry) === index);
+		expect(order).toEqual(["drain h3", "removeRole h3", "deleteNode h3"]);
+		expect(site.cluster.status).toMatchObject({ phase: "Ready", ready: "2/2" });
+	});
+});
+
+describe("deleting a cluster", () => {
+	const made = () => {
+		const site = new Site({ ...oneAndTwo, controlPlane: { hosts: ["h1", "h4", "h5"] } }, [
+			"h1",
+			"h2",
+			"h3",
+			"h4",
+			"h5",
+		]).run(40);
+		site.history.length = 0;
+		site.cluster.metadata.deletionTimestamp = "2026-01-01T01:00:00Z";
+		return site;
+	};
+
+	it("drains and resets workers first, control planes after them, the first one last; then nothing is left", () => {
+		const site = made().run(60);
+		expect(site.finished).toEqual([]);
+		const removed = site.history.filter((entry) => entry.startsWith("removeRole"));
+		expect(removed.slice(0, 2).sort()).toEqual(["removeRole h2", "removeRole h3"]);
+		expect(removed.at(-1)).toBe("removeRole h1");
+		expect(site.hosts.every((h) => h.spec.roles.length === 0 && h.status?.roles?.length === 0)).toBe(true);
+		expect(site.joinSecret).toBe(false);
+	});
+
+	it("does not wait for ever for a pod that its budget holds", () => {
+		const site = made();
+		const node = site.nodes.get("h2");
+		if (node) site.nodes.set("h2", { ...node, pods: 1_000_000 });
+		site.run(200);
+		expect(site.history).toContain("removeRole h2");
+		expect(site.finished).toEqual([]);
+	});
+
+	it("finishes without a host that is gone, and says so", () => {
+		const site = made();
+		site.host("h3").status = {
+			...site.host("h3").status,
+			connection: { state: "Disconnected", since: "2026-01-01T00:00:00Z" },
+		};
+		site.run(400);
+		expect(site.finished).toEqual(["h3"]);
+		expect(site.host("h3").spec.roles).toEqual([]);
+	});
+
+	it("finishes when it never began", () => {
+		const site = new Site(oneAndTwo, []);
+		site.cluster.metadata.deletionTimestamp = "2026-01-01T01:00:00Z";
+		expect(site.run(3).finished).toEqual([]);
+	});
+});

@@ -1,0 +1,121 @@
+import type { Host, HostStatus } from "../../crds/host.ts";
+import { durationMs } from "../../protocol/duration.ts";
+import { getCondition, type NewCondition } from "../kube/conditions.ts";
+
+/** What the host controller says of a host: the summary that people and the cluster controller go by. */
+export interface Summary {
+	readonly phase: NonNullable<HostStatus["phase"]>;
+	readonly ready: NewCondition;
+}
+
+/** Sums up a host from what its agent and the hosts service reported. Pure. */
+export function summarize(host: Host): Summary {
+	const { name } = host.metadata;
+	const say = (
+		phase: Summary["phase"],
+		status: "True" | "False" | "Unknown",
+		reason: string,
+		message: string,
+	): Summary => ({
+		phase,
+		ready: { type: "Ready", status, reason, message, observedGeneration: host.metadata.generation ?? 0 },
+	});
+	const { status } = host;
+
+	if (host.metadata.deletionTimestamp !== undefined) {
+		return say(
+			"Deleting",
+			"False",
+			"Deleting",
+			"The host is being cleaned; its certificate is revoked when that is done.",
+		);
+	}
+	if (status?.connection === undefined) {
+		return say(
+			"Pending",
+			"Unknown",
+			"NeverConnected",
+			"The agent has not dialled in yet. On the host: systemctl status gp-agent.",
+		);
+	}
+	if (!host.spec.approved) {
+		return say(
+			"AwaitingApproval",
+			"False",
+			"AwaitingApproval",
+			`A person has to approve this host: gp host approve ${name}.`,
+		);
+	}
+	if (status.connection.state !== "Connected") {
+		const why = status.connection.reason === undefined ? "" : ` (${status.connection.reason})`;
+		return say(
+			"Disconnected",
+			"False",
+			"Disconnected",
+			`The tunnel has been down since ${status.connection.since ?? "an unknown time"}${why}. The host keeps to its last desired state. On the host: systemctl status gp-agent.`,
+		);
+	}
+	if (host.spec.maintenance) {
+		return say(
+			"Maintenance",
+			"False",
+			"Maintenance",
+			`Nothing is changed on this host: gp host maintenance ${name} --off ends that.`,
+		);
+	}
+	const failed = status.roles?.find((role) => role.phase === "Failed");
+	if (failed !== undefined) {
+		return say(
+			"Failed",
+			"False",
+			failed.reason ?? "StepFailed",
+			`Role ${failed.name}: ${failed.step ?? "a step"}: ${failed.message ?? "failed"} It is tried again.`,
+		);
+	}
+	const refused = getCondition(status.conditions, "RolesApplied");
+	if (refused?.status === "False" && refused.reason === "Refused")
+		return say("Failed", "False", "Refused", refused.message);
+	const unmet = status.checks?.filter((check) => !check.ok && check.severity === "error") ?? [];
+	if (unmet.length > 0) {
+		const list = unmet.map((check) => [check.message, check.next].filter(Boolean).join(" ")).join("; ");
+		return say("Failed", "False", "PrerequisiteNotMet", `The host does not meet the prerequisites: ${list}`);
+	}
+	const working = status.roles?.find((role) => role.phase !== "Applied");
+	if (working !== undefined) {
+		return say(
+			"Working",
+			"False",
+			working.phase,
+			`Role ${working.name}: ${working.step ?? "starting"} ${working.progress ?? ""}`.trim(),
+		);
+	}
+	const waiting = host.spec.roles.find((role) => !status.roles?.some((entry) => entry.name === role.name));
+	if (waiting !== undefined)
+		return say("Working", "False", "Pending", `Role ${waiting.name}: waiting for the host to begin.`);
+	return say(
+		"Ready",
+		"True",
+		"Connected",
+		host.spec.roles.length === 0 ? "The host is free for use." : "The host is what it should be.",
+	);
+}
+
+/**
+ * Whether a deleted host may go: its roles are undone and the agent has confirmed the empty document, it never had a
+ * tunnel, or it has been out of reach for `forceRemoveAfter` of the region.
+ */
+export function mayBeRemoved(host: Host, forceRemoveAfter: string, now: number): "no" | "clean" | "forced" {
+	const { status } = host;
+	if (status?.connection === undefined) return "clean";
+	if (status.connection.state === "Connected") {
+		// What the agent reported counts only if it was working on the document that takes everything away.
+		const upToDate = (status.desiredState?.reportedGeneration ?? -1) >= (host.metadata.generation ?? 0);
+		return upToDate && (status.roles ?? []).length === 0 ? "clean" : "no";
+	}
+	if ((status.roles ?? []).length === 0 && host.spec.roles.length === 0) return "clean";
+	const since = Math.max(
+		Date.parse(status.connection.since ?? "") || 0,
+		Date.parse(host.metadata.deletionTimestamp ?? "") || 0,
+	);
+	return now - since >= durationMs(forceRemoveAfter) ? "forced" : "no";
+}
