@@ -12,14 +12,17 @@ import {
 	timestamp,
 } from "./common.ts";
 
-const hostPick = {
-	hosts: z.array(dnsLabel).max(500).meta(listSet()).default([]).describe("Hosts by name."),
+/** How hosts are chosen. `most` bounds the names: the API server refuses rules whose cost it can't bound. */
+const hostPick = (most: number) => ({
+	hosts: z.array(dnsLabel).max(most).meta(listSet()).default([]).describe("Hosts by name."),
 	selector: z
-		.object({ matchLabels: z.record(z.string(), z.string()).describe("Labels that a Host must carry.") })
+		.object({
+			matchLabels: z.record(z.string(), z.string().max(63)).describe("Labels that a Host must carry."),
+		})
 		.optional()
 		.describe("Hosts by label, instead of by name."),
 	count: z.int().min(0).max(500).optional().describe("How many hosts the selector takes; all that match when empty."),
-};
+});
 
 export const clusterSpec = z
 	.object({
@@ -28,7 +31,7 @@ export const clusterSpec = z
 			.regex(/^v1\.\d+\.\d+$/)
 			.describe("Kubernetes version, such as v1.36.3. It must be a release that the region offers."),
 		controlPlane: z
-			.object(hostPick)
+			.object(hostPick(9))
 			.describe("Hosts that run etcd and the control plane: 1, 3 or 5.")
 			.meta(
 				cel(
@@ -52,7 +55,7 @@ export const clusterSpec = z
 				z
 					.object({
 						name: dnsLabel.describe("Name of the pool."),
-						...hostPick,
+						...hostPick(100),
 						labels: z.record(z.string(), z.string()).default({}).describe("Labels that the pool's nodes carry."),
 						taints: z
 							.array(
@@ -73,10 +76,10 @@ export const clusterSpec = z
 						}),
 					),
 			)
-			.max(32)
+			.max(8)
 			.meta(listMap("name"))
 			.default([])
-			.describe("Pools of workers."),
+			.describe("Pools of workers. A pool of more than 100 hosts takes them by selector."),
 		network: z
 			.object({
 				podSubnet: cidr.default("10.244.0.0/16").describe("Network of pods."),

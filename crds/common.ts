@@ -27,23 +27,30 @@ export const dnsLabel = z
 	.max(63)
 	.regex(/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/);
 
-/** A domain name of at least two labels. 60 characters at most, because the edge names a Service after it. */
+/** A domain name of at least two labels; 245 characters at most, so that `tunnel.` fits in front of it. */
 export const domainName = z
 	.string()
-	.max(52)
+	.max(245)
 	.regex(/^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)+$/);
 
 /** IPv4 network in CIDR notation. */
-export const cidr = z.string().regex(/^(\d{1,3}\.){3}\d{1,3}\/\d{1,2}$/);
+export const cidr = z
+	.string()
+	.max(18)
+	.regex(/^(\d{1,3}\.){3}\d{1,3}\/\d{1,2}$/);
 
 /** A Kubernetes resource quantity such as `10Gi` or `500m`. */
-export const quantity = z.string().regex(/^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$/);
+export const quantity = z
+	.string()
+	.max(32)
+	.regex(/^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$/);
 
 /** Go-style duration as Kubernetes uses it, from seconds to hours: `90s`, `10m`, `2h`. */
 export const duration = z
 	.string()
 	.regex(/^([0-9]+h)?([0-9]+m)?([0-9]+s)?$/)
-	.min(2);
+	.min(2)
+	.max(32);
 
 export const timestamp = z.string().meta({ format: "date-time" });
 

@@ -20,10 +20,17 @@ export const regionSpec = z
 				"Domain that people and hosts dial on port 443. It and tunnel.DOMAIN must resolve to the provider's address. It can't change: hosts hold on to it.",
 			)
 			.meta(
-				cel({
-					rule: "self == oldSelf",
-					message: "domain can't be changed: enrolled hosts dial it; make a new region instead",
-				}),
+				cel(
+					{
+						rule: "self == oldSelf",
+						message: "domain can't be changed: enrolled hosts dial it; make a new region instead",
+					},
+					{
+						rule: "!self.startsWith('tunnel.')",
+						message:
+							"a domain can't begin with tunnel.: that is the name under which the region of the rest is dialled",
+					},
+				),
 			),
 		release: z
 			.string()

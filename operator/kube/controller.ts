@@ -13,7 +13,8 @@ export interface Result {
 }
 
 /** Brings the world one step nearer to the object of `key`. Runs at most once at a time for a key; must be idempotent. */
-export type Reconcile = (key: string, signal: AbortSignal) => Promise<Result | undefined | void>;
+// biome-ignore lint/suspicious/noConfusingVoidType: most reconcilers have nothing to answer.
+export type Reconcile = (key: string, signal: AbortSignal) => Promise<Result | void>;
 
 /** Something that runs until its signal aborts. */
 export interface Runnable {
