@@ -147,7 +147,10 @@ function planMembers(
 		// Workers wait for the control plane to be whole, so that their load balancer knows all of it.
 		if (next === undefined && joined.every(isReady)) for (const member of usable) begin.add(member.host);
 	}
-	const joining = usable.filter((member) => begin.has(member.host) && !isReady(member) && member.host !== first?.host);
+	const joining = usable.filter(
+		(member) =>
+			begin.has(member.host) && member.host !== first?.host && !hasRolePhase(hostOf.get(member.host), "Applied"),
+	);
 	if (workload !== undefined && joining.length > 0 && !workload.bootstrapToken)
 		actions.push({ type: "createBootstrapToken" });
 
@@ -413,9 +416,12 @@ const roleKind = (host: Host, cluster: Cluster): MemberStatus["role"] =>
 	cluster.status?.members?.find((member) => member.host === host.metadata.name)?.role ??
 	(modeOf(host) === "init" || modeOf(host) === "join-control-plane" ? "control-plane" : "worker");
 
+const hasRolePhase = (host: Host | undefined, phase: string): boolean =>
+	host?.status?.roles?.some((role) => role.name === KUBERNETES_ROLE && role.phase === phase) ?? false;
+
+/** Whether a control plane is up: its role is applied, and it told the digest of the cluster's CA. */
 const isApplied = (host: Host | undefined): boolean =>
-	host?.status?.roles?.some((role) => role.name === KUBERNETES_ROLE && role.phase === "Applied") === true &&
-	outputsOf(host)?.caCertHash !== undefined;
+	host !== undefined && hasRolePhase(host, "Applied") && outputsOf(host)?.caCertHash !== undefined;
 
 /** The control plane that made the cluster, or that will: decided once, since `init` elsewhere would make a second cluster. */
 function firstControlPlane(
