@@ -1,0 +1,121 @@
+{{/* [REGISTRY/]groundplane/NAME:TAG. Arguments: name, root, tag (optional). */}}
+{{- define "region.image" -}}
+{{- with .root.Values.image.registry }}{{ . }}/{{ end }}groundplane/{{ .name }}:{{ .tag | default .root.Values.image.tag | default .root.Chart.AppVersion }}
+{{- end }}
+
+{{/* Labels that a selector may use. Arguments: name, root. */}}
+{{- define "region.selector" -}}
+app.kubernetes.io/name: {{ .name }}
+app.kubernetes.io/instance: {{ .root.Values.region }}
+{{- end }}
+
+{{/* Labels of everything the chart makes. Arguments: name, root. */}}
+{{- define "region.labels" -}}
+{{ include "region.selector" . }}
+app.kubernetes.io/part-of: groundplane
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+groundplane.io/region: {{ .root.Values.region }}
+{{- end }}
+
+{{/* Annotations that roll a pod when what it mounts has changed. Arguments: root, secrets (list of names), config (optional text). */}}
+{{- define "region.checksums" -}}
+{{- $root := .root }}
+{{- range .secrets }}
+checksum/{{ . }}: {{ get $root.Values.secretChecksums . | default "none" | quote }}
+{{- end }}
+{{- with .config }}
+checksum/config: {{ sha256sum . }}
+{{- end }}
+{{- end }}
+
+{{/* Pod security, the "restricted" profile of the Pod Security Standards. */}}
+{{- define "region.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+{{- define "region.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* What every pod has: pull secrets, service account, security. Arguments: name, root, token (bool). */}}
+{{- define "region.pod" -}}
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+serviceAccountName: {{ .name }}
+automountServiceAccountToken: {{ .token | default false }}
+enableServiceLinks: false
+securityContext:
+  {{- include "region.podSecurity" . | nindent 2 }}
+{{- end }}
+
+{{/* ServiceAccount of a component. Arguments: name, root. */}}
+{{- define "region.serviceAccount" -}}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "region.labels" . | nindent 4 }}
+automountServiceAccountToken: false
+{{- end }}
+
+{{/* Headless Service by which Prometheus finds every pod of a component (one address each). Arguments: name, root. */}}
+{{- define "region.metricsService" -}}
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ .name }}-metrics
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "region.labels" . | nindent 4 }}
+spec:
+  clusterIP: None
+  publishNotReadyAddresses: true
+  selector:
+    {{- include "region.selector" . | nindent 4 }}
+  ports:
+    - name: metrics
+      port: 9090
+      targetPort: health
+{{- end }}
+
+{{/* A volume of one data PVC, not a claim template: a StatefulSet's templates can't be changed, so its size could not either.
+     Arguments: name, root, size. */}}
+{{- define "region.claim" -}}
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata:
+  name: {{ .name }}-data
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "region.labels" . | nindent 4 }}
+  annotations:
+    # Uninstalling the chart never deletes data; deleting the Region deletes the namespace and all in it.
+    helm.sh/resource-policy: keep
+spec:
+  accessModes: [ReadWriteOnce]
+  {{- with .root.Values.storageClass }}
+  storageClassName: {{ . }}
+  {{- end }}
+  resources:
+    requests:
+      storage: {{ .size }}
+{{- end }}
