@@ -1,0 +1,95 @@
+import { connect } from "node:net";
+import { z } from "zod";
+import type { Primitive, StepContext } from "./primitive.ts";
+
+const balancerWant = z.object({
+	/** The address that programs on this host dial; it exists on `lo` only. */
+	address: z.ipv4(),
+	port: z.int(),
+	backends: z.array(z.ipv4()).min(1),
+	table: z.string().regex(/^[a-z][a-z0-9-]*$/),
+});
+type Want = z.output<typeof balancerWant>;
+
+const balancerMemory = z.object({ address: z.string(), table: z.string() });
+
+/**
+ * A load balancer in the kernel: an nftables DNAT from a virtual address to the backends that accept connections. When
+ * none does, all stay in, so that it works the moment one is back. The pack keeps a systemd unit beside it for the boot.
+ */
+export const balancer: Primitive<Want, z.output<typeof balancerMemory>> = {
+	schema: balancerWant,
+	key: ({ table }) => table,
+	async observe(want, context) {
+		const { stdout } = await context.exec("ip", ["-oneline", "address", "show", "dev", "lo"], {
+			signal: context.signal,
+		});
+		if (!stdout.includes(` ${want.address}/32 `)) return { ok: false, why: `${want.address} is not on lo` };
+		const installed = await installedBackends(want, context);
+		if (installed === undefined) return { ok: false, why: `nftables table ${want.table} is missing` };
+		const wanted = await wantedBackends(want);
+		if (installed.join() !== wanted.join())
+			return { ok: false, why: `it leads to ${installed.join(", ")} and should lead to ${wanted.join(", ")}` };
+		return { ok: true };
+	},
+	remember: async ({ address, table }) => ({ address, table }),
+	async apply(want, { exec, signal }) {
+		await exec("ip", ["address", "replace", `${want.address}/32`, "dev", "lo"], { signal });
+		await exec("nft", ["--file", "-"], { signal, input: ruleset({ ...want, backends: await wantedBackends(want) }) });
+	},
+	async undo({ address, table }, { exec, signal }) {
+		await exec("nft", ["delete", "table", "ip", table], { signal, codes: true });
+		await exec("ip", ["address", "delete", `${address}/32`, "dev", "lo"], { signal, codes: true });
+	},
+};
+
+/** The table; loading it again replaces it in one transaction (nft(8)). */
+export function ruleset({ address, port, backends, table }: Want): string {
+	const map = backends.map((backend, index) => `${index} : ${backend}`).join(", ");
+	const rule = `ip daddr ${address} tcp dport ${port} dnat to numgen inc mod ${backends.length} map { ${map} }`;
+	return `table ip ${table}
+delete table ip ${table}
+table ip ${table} {
+	chain output {
+		type nat hook output priority -110; policy accept;
+		${rule}
+	}
+	chain prerouting {
+		type nat hook prerouting priority -110; policy accept;
+		${rule}
+	}
+	chain postrouting {
+		type nat hook postrouting priority 90; policy accept;
+		ip saddr ${address} oifname != "lo" masquerade
+	}
+}
+`;
+}
+
+async function installedBackends({ table }: Want, { exec, signal }: StepContext): Promise<string[] | undefined> {
+	const { code, stdout } = await exec("nft", ["list", "chain", "ip", table, "output"], { signal, codes: true });
+	if (code !== 0) return undefined;
+	return [...(/map \{([^}]*)\}/.exec(stdout)?.[1] ?? "").matchAll(/: ([0-9.]+)/g)]
+		.map((match) => match[1] ?? "")
+		.sort();
+}
+
+async function wantedBackends({ backends, port }: Want): Promise<string[]> {
+	const all = [...new Set(backends)].sort();
+	const up = await Promise.all(all.map((host) => accepts(host, port)));
+	const healthy = all.filter((_, index) => up[index]);
+	return healthy.length > 0 ? healthy : all;
+}
+
+function accepts(host: string, port: number): Promise<boolean> {
+	return new Promise((resolve) => {
+		const socket = connect({ host, port, timeout: 2000 });
+		const answer = (yes: boolean) => {
+			socket.destroy();
+			resolve(yes);
+		};
+		socket.once("connect", () => answer(true));
+		socket.once("timeout", () => answer(false));
+		socket.once("error", () => answer(false));
+	});
+}

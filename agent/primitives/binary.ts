@@ -1,0 +1,46 @@
+import { createReadStream } from "node:fs";
+import { dirname } from "node:path";
+import { pipeline } from "node:stream/promises";
+import { z } from "zod";
+import { digestOf } from "./digest.ts";
+import { makeDirectories, statOf, writeDurable } from "./durable.ts";
+import { fileMode, type PathMemory, rememberPath, restorePath } from "./file.ts";
+import type { Primitive } from "./primitive.ts";
+
+const binaryWant = z.object({
+	path: z.string().startsWith("/"),
+	/** Path inside the bundle. */
+	blob: z.string(),
+	mode: fileMode.prefault("0755"),
+});
+
+/** A file of the bundle at a path of the host; replaced by rename, so that what runs it goes on with the old one. */
+export const binary: Primitive<z.output<typeof binaryWant>, PathMemory> = {
+	schema: binaryWant,
+	key: ({ path }) => path,
+	async observe({ path, blob, mode }, context) {
+		const found = await statOf(path);
+		if (!found?.isFile()) return { ok: false, why: `${path} is missing` };
+		const { sha256, size } = context.file(blob);
+		if (found.size !== size || (await digestOf(path)) !== sha256) return { ok: false, why: `${path} differs` };
+		if ((found.mode & 0o777) !== mode) return { ok: false, why: `${path} has another mode` };
+		return { ok: true };
+	},
+	remember: ({ path }, context) => rememberPath(path, context),
+	async apply({ path, blob, mode }, context) {
+		const source = await context.blob(blob);
+		await makeDirectories(dirname(path));
+		await writeDurable(
+			path,
+			async (target) => {
+				await pipeline(
+					createReadStream(source, { highWaterMark: 1 << 20 }),
+					target.createWriteStream({ autoClose: false }),
+					{ signal: context.signal },
+				);
+			},
+			mode,
+		);
+	},
+	undo: restorePath,
+};

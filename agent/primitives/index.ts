@@ -1,0 +1,33 @@
+import { balancer } from "./balancer.ts";
+import { binary } from "./binary.ts";
+import { clientCertificate } from "./client-certificate.ts";
+import { command } from "./command.ts";
+import { directory } from "./directory.ts";
+import { file } from "./file.ts";
+import { image } from "./image.ts";
+import { kubeadm } from "./kubeadm.ts";
+import { manifest } from "./manifest.ts";
+import { kernelModule } from "./module.ts";
+import { preflight } from "./preflight.ts";
+import type { Primitive } from "./primitive.ts";
+import { residue } from "./residue.ts";
+import { sysctl } from "./sysctl.ts";
+import { unit } from "./unit.ts";
+
+/** What a role pack can ask for (`use:` of a step). */
+export const primitives: Readonly<Record<string, Primitive>> = {
+	balancer,
+	binary,
+	command,
+	directory,
+	file,
+	image,
+	kubeadm,
+	manifest,
+	preflight,
+	residue,
+	sysctl,
+	unit,
+	"client-certificate": clientCertificate,
+	"kernel-module": kernelModule,
+} satisfies Record<string, Primitive<never, never>> as unknown as Readonly<Record<string, Primitive>>;
