@@ -1,4 +1,11 @@
 import { defineConfig } from "vitest/config";
+import { BaseSequencer, type TestSpecification } from "vitest/node";
+
+class ByName extends BaseSequencer {
+	override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+		return files.toSorted((a, b) => a.moduleId.localeCompare(b.moduleId));
+	}
+}
 
 // Three projects, fast ones first: unit (pure, seconds), integration (real local processes, no root),
 // e2e (the lab, root; one file at a time because they share one lab).
@@ -26,6 +33,9 @@ export default defineConfig({
 				test: {
 					name: "e2e",
 					include: ["test/e2e/**/*.test.ts"],
+					globalSetup: ["test/e2e/support/setup.ts"],
+					// In the order of their names: each stands on what the one before has made.
+					sequence: { sequencer: ByName },
 					testTimeout: 600_000,
 					hookTimeout: 900_000,
 					fileParallelism: false,

@@ -1,0 +1,42 @@
+import { Demo } from "../../../hack/demo/demo.ts";
+
+/** Name of the lab that end-to-end tests share; a demo of the same machine stands beside it. */
+export const LAB = process.env.GROUNDPLANE_TEST_LAB ?? "test";
+export const HOSTS = ["host-1", "host-2", "host-3"] as const;
+
+/** The demo of the tests, stage by stage: what an earlier file has made is found and kept, so any file can run alone. */
+export const demo = new Demo({ lab: LAB, report: (line) => console.log(`    ${line}`) });
+
+export async function withRegion(): Promise<Demo> {
+	await demo.machines(HOSTS.length);
+	await demo.managementServer();
+	await demo.makeRegion();
+	await demo.signIn();
+	return demo;
+}
+
+export async function withHosts(): Promise<Demo> {
+	await withRegion();
+	await demo.enroll(HOSTS);
+	return demo;
+}
+
+export async function withCluster(): Promise<Demo> {
+	await withHosts();
+	await demo.makeCluster("demo", HOSTS);
+	await demo.clusterKubeconfig("demo");
+	return demo;
+}
+
+/** Tries until `check` gives something, or the time is over; the last error tells what was wrong. */
+export async function eventually<T>(check: () => Promise<T>, timeoutMs = 60_000, everyMs = 500): Promise<T> {
+	const deadline = Date.now() + timeoutMs;
+	for (;;) {
+		try {
+			return await check();
+		} catch (error) {
+			if (Date.now() >= deadline) throw error;
+			await new Promise((resolve) => setTimeout(resolve, everyMs));
+		}
+	}
+}
