@@ -60,7 +60,10 @@ export const regionSpec = z
 			.object({
 				storage: quantity.default("5Gi").describe("Size of Prometheus' volume."),
 				retention: duration.default("360h").describe("How long Prometheus keeps samples."),
-				scrapeInterval: duration.default("30s").describe("How often plane, hosts and clusters are scraped."),
+				scrapeInterval: duration.default("30s").describe("How often the plane's own services are scraped."),
+				hostScrapeInterval: duration
+					.default("120s")
+					.describe("How often hosts and their clusters are scraped, over the customer's line."),
 			})
 			.prefault({})
 			.describe("The region's Prometheus."),

@@ -99,7 +99,7 @@ describe("custom resource definitions", () => {
 		);
 		const { resources } = await api.client.request<{ resources: { name: string; categories?: string[] }[] }>(
 			"GET",
-			path,
+			`/apis/${GROUP_VERSION}`,
 		);
 		for (const name of ["regions", "hosts", "clusters"]) {
 			expect(resources.find((r) => r.name === name)?.categories).toEqual(["groundplane"]);
