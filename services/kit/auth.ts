@@ -1,7 +1,7 @@
 import type { IncomingMessage } from "node:http";
 import type { TLSSocket } from "node:tls";
 import type { RequestHandler } from "express";
-import { createRemoteJWKSet, customFetch, errors, jwtVerify } from "jose";
+import { createRemoteJWKSet, customFetch, errors, type JWTVerifyGetKey, jwtVerify } from "jose";
 import { z } from "zod";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import type { InternalFetch } from "./internal.ts";
@@ -40,19 +40,25 @@ export const mayDo = (user: User, allowed: readonly Role[]): boolean =>
 
 const claims = z.object({ sub: z.string(), name: z.string(), roles: z.array(z.string()) });
 
-/** Verifies access tokens of the region's issuer (RFC 9068: ES256, `typ: at+jwt`) against its published keys. */
-export function createAuth(options: {
-	issuer: string;
-	audience: string;
-	jwksUrl: string;
-	internal: InternalFetch;
-}): Auth {
-	const keys = createRemoteJWKSet(new URL(options.jwksUrl), {
+/** The region's published keys, fetched from auth when they are first needed and when an unknown key id turns up. */
+export const remoteKeys = (jwksUrl: string, internal: InternalFetch): JWTVerifyGetKey =>
+	createRemoteJWKSet(new URL(jwksUrl), {
 		cooldownDuration: 5_000,
-		[customFetch]: async (url, { signal }) =>
-			// jose reads `status` and `json()` only.
-			(await options.internal(url, { signal })) as unknown as Response,
+		// jose reads `status` and `json()` only.
+		[customFetch]: async (url, { signal }) => (await internal(url, { signal })) as unknown as Response,
 	});
+
+/**
+ * Verifies access tokens of the region's issuer (RFC 9068: ES256, `typ: at+jwt`) against its published keys,
+ * or against `keys` when they are at hand.
+ */
+export function createAuth(
+	options: { issuer: string; audience: string } & (
+		| { jwksUrl: string; internal: InternalFetch; keys?: undefined }
+		| { keys: JWTVerifyGetKey }
+	),
+): Auth {
+	const keys = options.keys ?? remoteKeys(options.jwksUrl, options.internal);
 
 	async function verify(authorization: string | undefined): Promise<User> {
 		const token = /^Bearer ([\w-]+\.[\w-]+\.[\w-]+)$/i.exec(authorization ?? "")?.[1];

@@ -1,17 +1,6 @@
 import { z } from "zod";
+import { durationMs } from "../../protocol/duration.ts";
 import { GroundplaneError } from "../../protocol/errors.ts";
-
-/** A Go-style duration (`90s`, `15m`, `12h`, `1h30m`) in milliseconds. */
-export function durationMs(text: string): number {
-	const match = /^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$/.exec(text);
-	if (!match || text === "") {
-		throw new GroundplaneError("InvalidInput", `"${text}" is not a duration`, {
-			next: "Write it like 90s, 15m or 12h.",
-		});
-	}
-	const [, hours = "0", minutes = "0", seconds = "0"] = match;
-	return ((Number(hours) * 60 + Number(minutes)) * 60 + Number(seconds)) * 1000;
-}
 
 /** Schema of a duration in the environment; its output is milliseconds. */
 export const durationVariable = z

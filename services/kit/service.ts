@@ -38,6 +38,8 @@ export interface ServiceParts {
 	readonly onUpgrade?: (request: IncomingMessage, socket: Duplex, head: Buffer) => void;
 	/** Ask clients for a certificate (it is optional; see `requireService`). */
 	readonly requestClientCert?: boolean;
+	/** `false` when the service has listeners of its own: then the kit serves health alone and `port` is 0. */
+	readonly listen?: false;
 	/** What must work for the service to be ready, by name. */
 	readonly checks?: Readonly<Record<string, () => Promise<void>>>;
 	/** Closes what `start` opened; called after the last request was answered. */
@@ -103,17 +105,17 @@ export async function startService<Shape extends z.ZodRawShape>(
 			signal: stopping,
 			fail: (error) => failure.abort(asGroundplaneError(error)),
 		});
-		const server = httpsServer(started, { tls, log: serviceLog, metrics });
-		await listen(server, port);
+		const server = started.listen === false ? undefined : httpsServer(started, { tls, log: serviceLog, metrics });
+		if (server) await listen(server, port);
 		parts = started;
-		const running = { port: portOf(server), healthPort: portOf(health) };
+		const running = { port: server ? portOf(server) : 0, healthPort: portOf(health) };
 		serviceLog.info(running, "started");
 		const stopped = (async () => {
 			if (!stopping.aborted)
 				await new Promise((resolve) => stopping.addEventListener("abort", resolve, { once: true }));
 			serviceLog.info("stopping");
 			await delay(failure.signal.aborted ? 0 : lameDuckMs);
-			await close(server, DRAIN_MS);
+			if (server) await close(server, DRAIN_MS);
 			await started.stop?.();
 			await close(health, 0);
 			serviceLog.info("stopped");
