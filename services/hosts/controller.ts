@@ -155,14 +155,14 @@ export class HostsController {
 		return { current, requeueAfter: Math.min(renewIn, resendIn ?? renewIn) };
 	}
 
-	/** Sends the document once a connection, and again while it is not acknowledged. Returns when to look again. */
+	/** Sends the document once a connection, and again while it is not accepted. Returns when to look again. */
 	async #send(
 		machine: HostRecord,
 		document: Document,
 		content: ReturnType<typeof contentOf>,
 	): Promise<number | undefined> {
 		const { signer, send, now } = this.#options;
-		const { name, link, acknowledgement } = machine;
+		const { name, link, accepted } = machine;
 		if (link?.state !== "connected") {
 			this.#sent.delete(name);
 			return undefined;
@@ -170,14 +170,14 @@ export class HostsController {
 		const connection = `${link.gateway}/${link.epoch}/${link.at}`;
 		const sent = this.#sent.get(name);
 		const isAgain = sent?.generation === document.generation && sent.connection === connection;
-		const isAnswered = acknowledgement?.generation === document.generation;
-		if (isAgain && isAnswered) return undefined;
+		const isAccepted = accepted === document.generation;
+		if (isAgain && isAccepted) return undefined;
 		const attempts = isAgain ? sent.attempts : 0;
 		const pause = RESEND.baseMs / 2 + backoffMs(attempts, RESEND);
 		if (isAgain && now() < sent.at + RESEND.baseMs / 2) return sent.at + pause - now();
 		send(name, { type: "desired-state", jws: await signer.sign(name, document, content) });
 		this.#sent.set(name, { generation: document.generation, connection, attempts: attempts + 1, at: now() });
-		return isAnswered ? undefined : pause;
+		return isAccepted ? undefined : pause;
 	}
 
 	async #secrets(host: Host, signal: AbortSignal): Promise<RoleSecrets> {

@@ -41,9 +41,9 @@ export interface Link {
 	at: string;
 }
 
-export interface Acknowledgement {
+/** A document that the host did not accept, and why. */
+export interface Refusal {
 	generation: number;
-	accepted: boolean;
 	reason?: string | undefined;
 	message?: string | undefined;
 }
@@ -62,7 +62,9 @@ export interface HostTable {
 	roles: Json<RoleStatus[]> | null;
 	/** Generation of the document that `roles` were reported under. */
 	roles_generation: string | null;
-	acknowledgement: Json<Acknowledgement> | null;
+	/** Generation of the document that the host accepted last. */
+	accepted_generation: string | null;
+	refusal: Json<Refusal> | null;
 	link: Json<Link> | null;
 }
 
@@ -133,7 +135,8 @@ export const migrations: Record<string, Migration> = {
 					certificate_not_after timestamptz NOT NULL,
 					roles jsonb,
 					roles_generation bigint,
-					acknowledgement jsonb,
+					accepted_generation bigint,
+					refusal jsonb,
 					link jsonb
 				)`.execute(db);
 			await sql`

@@ -3,7 +3,7 @@ import type { ErrorCode } from "../../protocol/errors.ts";
 import type { HostCheck, HostFacts, RoleStatus } from "../../protocol/facts.ts";
 import type { UpMessage } from "../../protocol/messages.ts";
 import { type CertificateRequest, type IssuedCertificate, normalSerial } from "./certificate-authority.ts";
-import type { Acknowledgement, DocumentTable, HostsDatabase, HostTable, Link } from "./database.ts";
+import type { DocumentTable, HostsDatabase, HostTable, Link, Refusal } from "./database.ts";
 
 /** A machine that enrolled, with the last of each of its reports and the documents signed for it, newest first. */
 export interface HostRecord {
@@ -16,7 +16,10 @@ export interface HostRecord {
 	readonly certificateNotAfter: Date;
 	/** Absent until the agent has reported once. */
 	readonly roles?: { readonly generation: number; readonly list: readonly RoleStatus[] };
-	readonly acknowledgement?: Acknowledgement;
+	/** Generation of the document that the host accepted last. */
+	readonly accepted?: number;
+	/** The document that it refused since. */
+	readonly refusal?: Refusal;
 	readonly link?: Link;
 	readonly documents: readonly Document[];
 }
@@ -214,7 +217,8 @@ function columnsOf(message: Exclude<UpMessage, { type: "certificate-request" }>)
 			return { roles: JSON.stringify(message.roles), roles_generation: String(message.generation) };
 		case "acknowledgement": {
 			const { generation, accepted, reason, message: text } = message;
-			return { acknowledgement: JSON.stringify({ generation, accepted, reason, message: text }) };
+			if (accepted) return { accepted_generation: String(generation), refusal: null };
+			return { refusal: JSON.stringify({ generation, reason, message: text }) };
 		}
 	}
 }
@@ -229,7 +233,8 @@ function record(row: Selectable<HostTable>, documents: readonly Selectable<Docum
 		checks: row.checks,
 		certificateNotAfter: row.certificate_not_after,
 		...(row.roles && { roles: { generation: Number(row.roles_generation ?? 0), list: row.roles } }),
-		...(row.acknowledgement && { acknowledgement: row.acknowledgement }),
+		...(row.accepted_generation !== null && { accepted: Number(row.accepted_generation) }),
+		...(row.refusal && { refusal: row.refusal }),
 		...(row.link && { link: row.link }),
 		documents: documents.map((document) => ({
 			generation: Number(document.generation),

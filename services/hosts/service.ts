@@ -18,6 +18,7 @@ import { Enrolment } from "./enrolment.ts";
 import { Inventory } from "./inventory.ts";
 import { JoinTokens, joinTokenRequest } from "./join-tokens.ts";
 import { Reports } from "./reports.ts";
+import { clusterOf } from "./status.ts";
 
 const config = {
 	...databaseConfig,
@@ -44,7 +45,7 @@ export const hostsService = defineService({
 	name: "hosts",
 	config,
 	async start(context: Context) {
-		const { config, log, metrics, tls, signal, fail } = context;
+		const { config, log, metrics, signal, fail } = context;
 		const now = Date.now;
 		const signer = await DesiredStateSigner.load(config.desiredStateKeyDir, config.region);
 		const kube = new KubeClient(await loadKubeConfig(), { userAgent: "groundplane-hosts" });
@@ -239,10 +240,10 @@ function api({
 function target(service: "metrics" | "kube-apiserver", name: string, controller: HostsController) {
 	const host = controller.host(name);
 	if (!host?.spec.approved) return [];
-	const cluster = host.metadata.labels?.["groundplane.io/cluster"];
+	const cluster = clusterOf(host);
 	const isControlPlane = host.spec.roles.some(
 		({ name, parameters }) =>
-			name === "kubernetes" && typeof parameters.mode === "string" && parameters.mode !== "join-worker",
+			name === "kubernetes" && (parameters.mode === "init" || parameters.mode === "join-control-plane"),
 	);
 	if (service === "kube-apiserver" && !isControlPlane) return [];
 	return [{ targets: [`${service}.${name}:80`], labels: { host: name, ...(cluster && { cluster }) } }];

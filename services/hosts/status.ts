@@ -34,7 +34,7 @@ export function statusOf(
 		})),
 		now,
 	);
-	const cluster = host.metadata.labels?.["groundplane.io/cluster"];
+	const cluster = clusterOf(host);
 	return {
 		...(machine && {
 			facts: machine.facts,
@@ -47,6 +47,12 @@ export function statusOf(
 		...(cluster && { cluster }),
 		conditions: [...conditions],
 	};
+}
+
+/** The cluster that a host belongs to: by its label, else by what its role says. */
+export function clusterOf(host: Host): string | undefined {
+	const parameter = host.spec.roles.find(({ name }) => name === "kubernetes")?.parameters.cluster;
+	return host.metadata.labels?.["groundplane.io/cluster"] ?? (typeof parameter === "string" ? parameter : undefined);
 }
 
 /** Our part of a status as it stands, to compare with. */
@@ -72,12 +78,12 @@ function connection({ link }: HostRecord): Pick<OwnStatus, "connection"> {
 }
 
 /** Translates the generations of documents into the generations of the Host that they were made from. */
-function desiredState({ documents, acknowledgement, roles }: HostRecord): Pick<OwnStatus, "desiredState"> {
+function desiredState({ documents, accepted, roles }: HostRecord): Pick<OwnStatus, "desiredState"> {
 	const [last] = documents;
 	if (!last) return {};
 	const objectGeneration = (generation: number | undefined) =>
 		documents.find((document) => document.generation === generation)?.objectGeneration;
-	const acknowledged = acknowledgement?.accepted ? objectGeneration(acknowledgement.generation) : undefined;
+	const acknowledged = objectGeneration(accepted);
 	const reported = objectGeneration(roles?.generation);
 	return {
 		desiredState: {
@@ -145,12 +151,10 @@ function rolesApplied(host: Host, machine: HostRecord | undefined, problem: Grou
 	if (problem) return no(problem.code, `${problem.message} ${problem.next}`);
 	const [last] = machine.documents;
 	if (!last) return no("Pending", "Its desired state is not signed yet.");
-	const { acknowledgement, roles } = machine;
-	if (acknowledgement && !acknowledgement.accepted && acknowledgement.generation === last.generation) {
-		return no(
-			acknowledgement.reason ?? "Refused",
-			`The host refused its desired state: ${acknowledgement.message ?? "no reason given"}`,
-		);
+	const { refusal, roles } = machine;
+	if (refusal?.generation === last.generation) {
+		const why = refusal.message ?? "no reason given";
+		return no(refusal.reason ?? "Refused", `The host refused its desired state: ${why}`);
 	}
 	const list = roles?.list ?? [];
 	const failed = list.find(({ phase }) => phase === "Failed");

@@ -1,0 +1,665 @@
+import "reflect-metadata";
+import { createHash, generateKeyPairSync, randomBytes, webcrypto, X509Certificate } from "node:crypto";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:https";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { connect } from "@nats-io/transport-node";
+import * as x509 from "@peculiar/x509";
+import { compactVerify, createLocalJWKSet, SignJWT } from "jose";
+import pg from "pg";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { Host } from "../../crds/host.ts";
+import { hosts, namespaces, secrets } from "../../operator/kube/resources.ts";
+import type { DesiredState } from "../../protocol/desired-state.ts";
+import type { EnrollRequest, EnrollResponse, UpMessage } from "../../protocol/messages.ts";
+import { startApiServer } from "../../test/support/apiserver.ts";
+import { regionCertificates } from "../../test/support/certificates.ts";
+import { startNats } from "../../test/support/nats.ts";
+import { startPostgres } from "../../test/support/postgres.ts";
+import { createInternalClient } from "../kit/internal.ts";
+import { createLog } from "../kit/log.ts";
+import { startService } from "../kit/service.ts";
+import { TlsFiles } from "../kit/tls.ts";
+import { hostsService } from "./service.ts";
+
+const NAMESPACE = "region-test";
+const DOMAIN = "test.example.com";
+
+/** The hosts service with everything real that it stands on, and what a test does to it. */
+async function startWorld() {
+	const directory = await mkdtemp(join(tmpdir(), "gp-hosts-"));
+	const [postgres, nats, apiserver] = await Promise.all([startPostgres(), startNats(), startApiServer()]);
+	const certificates = await regionCertificates(directory);
+	process.env.KUBECONFIG = apiserver.kubeconfig;
+	const kube = apiserver.client;
+	await kube.create(namespaces, { metadata: { name: NAMESPACE } });
+
+	const file = async (name: string, content: string) => {
+		await writeFile(join(directory, name), content, { mode: 0o600 });
+		return join(directory, name);
+	};
+	const caDir = join(directory, "hosts-ca");
+	await mkdir(caDir);
+	await writeFile(join(caDir, "tls.crt"), certificates.hostsCa.cert);
+	await writeFile(join(caDir, "tls.key"), certificates.hostsCa.key);
+	await writeFile(join(caDir, "ca.crt"), certificates.caPem);
+	const keyDir = join(directory, "desired-state-key");
+	await mkdir(keyDir);
+	const signing = generateKeyPairSync("ed25519");
+	await writeFile(join(keyDir, "private.jwk"), JSON.stringify(signing.privateKey.export({ format: "jwk" })));
+	const publicJwk = { ...signing.publicKey.export({ format: "jwk" }), kid: "k1", alg: "EdDSA" };
+	await writeFile(join(keyDir, "public.jwks"), JSON.stringify({ keys: [publicJwk] }));
+
+	// The issuer of access tokens: its published key is all that the service needs of it.
+	const issuerKey = generateKeyPairSync("ec", { namedCurve: "P-256" });
+	const issuer = createServer(await certificates.issueService("auth"), (_request, response) => {
+		const key = { ...issuerKey.publicKey.export({ format: "jwk" }), kid: "a", alg: "ES256", use: "sig" };
+		response.setHeader("content-type", "application/json").end(JSON.stringify({ keys: [key] }));
+	});
+	await new Promise<void>((resolve) => issuer.listen(0, "127.0.0.1", resolve));
+
+	const databaseUrl = `${await postgres.createDatabase("hosts")}?sslmode=disable`;
+	const env = {
+		REGION: "test",
+		DOMAIN,
+		LOG_LEVEL: "error",
+		PORT: "0",
+		HEALTH_PORT: "0",
+		TLS_DIR: await certificates.service("hosts"),
+		JWKS_URL: `https://127.0.0.1:${(issuer.address() as AddressInfo).port}/`,
+		DATABASE_URL: databaseUrl,
+		DATABASE_PASSWORD_FILE: await file("database-password", postgres.password),
+		NATS_URL: nats.url,
+		NATS_PASSWORD_FILE: await file("nats-password", "any"),
+		HOSTS_CA_DIR: caDir,
+		DESIRED_STATE_KEY_DIR: keyDir,
+	};
+	const start = async () => {
+		const stop = new AbortController();
+		const log = createLog("hosts", process.env.LOG_LEVEL ?? "fatal");
+		const running = await startService(hostsService, { env, signal: stop.signal, log, lameDuckMs: 0 });
+		const end = async () => {
+			stop.abort();
+			await running.stopped;
+		};
+		return { running, end };
+	};
+	let service = await start();
+
+	const client = (tls: string) => createInternalClient(new TlsFiles(tls));
+	const asArtifacts = client(await certificates.service("artifacts"));
+	const asPrometheus = client(await certificates.service("prometheus"));
+	const anyone = client(await certificates.service("front"));
+	const url = (path: string) => `https://127.0.0.1:${service.running.port}${path}`;
+	const accessToken = (role: string) =>
+		new SignJWT({ name: "alice", roles: [role] })
+			.setProtectedHeader({ alg: "ES256", typ: "at+jwt", kid: "a" })
+			.setSubject("1")
+			.setIssuer(`https://${DOMAIN}/auth`)
+			.setAudience(`https://${DOMAIN}/api`)
+			.setIssuedAt()
+			.setExpirationTime("5m")
+			.sign(issuerKey.privateKey);
+	const nc = await connect({ servers: nats.url.replace("nats://", "") });
+	const database = new pg.Pool({ connectionString: databaseUrl });
+	database.on("error", () => {});
+
+	return {
+		kube,
+		nats,
+		postgres,
+		certificates,
+		nc,
+		database,
+		asArtifacts,
+		asPrometheus,
+		anyone,
+		url,
+		publicJwk,
+		async restart() {
+			await service.end();
+			service = await start();
+		},
+		async api(method: string, path: string, json?: unknown, role = "operator") {
+			const headers = { authorization: `Bearer ${await accessToken(role)}` };
+			return anyone(url(path), { method, headers, ...(json !== undefined && { json }) });
+		},
+		async joinToken(request: Record<string, unknown> = {}): Promise<{ id: string; token: string }> {
+			const answer = await this.api("POST", "/api/v1/join-tokens", request);
+			expect(answer.status, answer.text()).toBe(201);
+			return (await answer.json()) as { id: string; token: string };
+		},
+		async enrol(token: string | undefined, request: EnrollRequest) {
+			const answer = await anyone(url("/enroll/v1/hosts"), {
+				method: "POST",
+				...(token && { headers: { authorization: `Bearer ${token}` } }),
+				json: request,
+			});
+			const body = (await answer.json()) as EnrollResponse & { code?: string; next?: string };
+			return { status: answer.status, code: body.code, body };
+		},
+		host: (name: string) => kube.find(hosts, name, NAMESPACE),
+		up: (host: string, message: UpMessage) => nc.publish(`hosts.${host}.up.${message.type}`, JSON.stringify(message)),
+		link: (host: string, link: Record<string, unknown>) =>
+			nc.publish(
+				`hosts.${host}.link`,
+				JSON.stringify({ gateway: "tunnel-0", epoch: 1, address: "192.0.2.1", at: new Date().toISOString(), ...link }),
+			),
+		async close() {
+			await nc.close();
+			await database.end();
+			await service.end();
+			issuer.close();
+			await Promise.all([postgres.close(), nats.close(), apiserver.stop()]);
+			await rm(directory, { recursive: true, force: true });
+		},
+	};
+}
+
+let world: Awaited<ReturnType<typeof startWorld>>;
+beforeAll(async () => {
+	world = await startWorld();
+});
+afterAll(async () => {
+	await world?.close();
+});
+
+const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
+
+async function csrFor(name: string): Promise<string> {
+	const keys = await webcrypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
+	const csr = await x509.Pkcs10CertificateRequestGenerator.create({
+		name: `CN=${name}`,
+		keys: keys as never,
+		signingAlgorithm: algorithm,
+	});
+	return csr.toString("pem");
+}
+
+const facts = (name: string, machineId: string): EnrollRequest["facts"] => ({
+	hostname: name,
+	machineId,
+	architecture: "amd64",
+	os: { id: "debian", versionId: "12", prettyName: "Debian GNU/Linux 12 (bookworm)" },
+	kernel: "6.1.0",
+	cgroup: "v2",
+	cpu: { cores: 2, model: "any" },
+	memoryBytes: 4 * 2 ** 30,
+	disks: [{ name: "sda", sizeBytes: 2 ** 34, rotational: false }],
+	filesystems: [{ path: "/", sizeBytes: 2 ** 34, availableBytes: 2 ** 33 }],
+	interfaces: [{ name: "eth0", mac: "02:00:00:00:00:01", addresses: ["192.0.2.10/24"] }],
+	primaryAddress: "192.0.2.10",
+	bootId: "b",
+});
+
+const checks = [{ name: "swap", ok: true, severity: "error" as const, message: "Swap is off." }];
+const machine = () => createHash("sha256").update(randomBytes(8)).digest("hex");
+
+async function request(
+	name: string,
+	change: Partial<EnrollRequest> & { machineId?: string } = {},
+): Promise<EnrollRequest> {
+	const { machineId = machine(), ...rest } = change;
+	return {
+		csr: await csrFor(name),
+		name,
+		agentVersion: "0.1.0",
+		time: Date.now() / 1000,
+		facts: facts(name, machineId),
+		checks,
+		...rest,
+	};
+}
+
+/** Waits until `probe` gives something; fails with what it gave last. */
+async function eventually<T>(probe: () => Promise<T | undefined | false>, what: string, ms = 10_000): Promise<T> {
+	const end = Date.now() + ms;
+	for (;;) {
+		const value = await probe();
+		if (value) return value;
+		if (Date.now() > end) throw new Error(`not in ${ms} ms: ${what}`);
+		await delay(50);
+	}
+}
+
+const conditionOf = (host: Host | undefined, type: string) => host?.status?.conditions?.find((c) => c.type === type);
+
+const rowsOf = async (name: string) =>
+	(await world.database.query("SELECT name FROM hosts WHERE name = $1", [name])).rowCount;
+
+describe("join tokens", () => {
+	test("are made, listed without the secret and revoked by operators alone", async () => {
+		expect((await world.api("POST", "/api/v1/join-tokens", {}, "viewer")).status).toBe(403);
+		const { id, token } = await world.joinToken({ uses: 2, lifetime: "10m", hostName: "named" });
+		expect(token).toMatch(/^gpj_[\w-]{43}$/);
+		const list = await world.api("GET", "/api/v1/join-tokens");
+		expect(list.text()).toContain(id);
+		expect(list.text()).not.toContain(token);
+		const stored = await world.database.query("SELECT * FROM join_tokens WHERE id = $1", [id]);
+		expect(JSON.stringify(stored.rows)).not.toContain(token);
+
+		const verify = () =>
+			world.asArtifacts(world.url("/internal/v1/join-tokens/verify"), { method: "POST", json: { token } });
+		expect(await (await verify()).json()).toMatchObject({ id, hostName: "named", usesLeft: 2 });
+		expect(
+			(await world.anyone(world.url("/internal/v1/join-tokens/verify"), { method: "POST", json: { token } })).status,
+		).toBe(403);
+		expect((await world.api("DELETE", `/api/v1/join-tokens/${id}`)).status).toBe(204);
+		expect((await verify()).status).toBe(401);
+		expect((await world.enrol(token, await request("named"))).code).toBe("JoinTokenInvalid");
+	});
+
+	test("bad lifetimes are refused with the field's name", async () => {
+		const answer = await world.api("POST", "/api/v1/join-tokens", { lifetime: "1s", uses: 0 });
+		expect(answer.status).toBe(400);
+		expect(answer.text()).toMatch(/body\.lifetime.*body\.uses|body\.uses.*body\.lifetime/);
+	});
+});
+
+describe("enrolment", () => {
+	test("gives a certificate of the hosts CA, makes an approved Host and counts the token", async () => {
+		const { token } = await world.joinToken();
+		const { status, body } = await world.enrol(token, await request("host-1"));
+		expect(status, JSON.stringify(body)).toBe(201);
+		expect(body).toMatchObject({ region: "test", host: "host-1", approved: true });
+		expect(body.desiredStateJwks.keys).toEqual([world.publicJwk]);
+		const [leaf, intermediate] = body.certificate
+			.split(/(?<=-----END CERTIFICATE-----)\s+/)
+			.filter(Boolean)
+			.map((pem) => new X509Certificate(pem));
+		const root = new X509Certificate(body.caBundle);
+		expect(leaf?.subject).toContain("CN=host-1");
+		expect(leaf?.subject).toContain("O=groundplane:hosts");
+		expect(leaf?.subjectAltName).toContain("URI:groundplane://test/hosts/host-1");
+		expect(intermediate && leaf?.checkIssued(intermediate) && leaf.verify(intermediate.publicKey)).toBe(true);
+		expect(intermediate?.checkIssued(root) && intermediate.verify(root.publicKey)).toBe(true);
+		expect((await world.host("host-1"))?.spec).toMatchObject({ approved: true });
+		expect((await world.enrol(token, await request("host-1b"))).code).toBe("JoinTokenUsedUp");
+		expect(await world.host("host-1b")).toBeUndefined();
+	});
+
+	test("that is asked for again with the same token by the same machine works, and replaces the certificate", async () => {
+		const { token } = await world.joinToken();
+		const machineId = machine();
+		const first = await world.enrol(token, await request("again", { machineId }));
+		const cuts = world.nc.subscribe("hosts.again.cut", { max: 1 });
+		const second = await world.enrol(token, await request("again", { machineId }));
+		expect([first.status, second.status]).toEqual([201, 201]);
+		const serial = (answer: typeof first) => new X509Certificate(answer.body.certificate).serialNumber.toLowerCase();
+		for await (const cut of cuts) expect(cut.json()).toMatchObject({ keepSerial: serial(second) });
+		const admit = async (answer: typeof first) =>
+			(await world.nc.request("hosts.admit", JSON.stringify({ host: "again", serial: serial(answer) }))).json();
+		expect(await admit(first)).toMatchObject({ admitted: false, reason: "CertificateRevoked" });
+		expect(await admit(second)).toEqual({ admitted: true });
+	});
+
+	test("with a token that asks for approval waits", async () => {
+		const { token } = await world.joinToken({ approve: false });
+		expect((await world.enrol(token, await request("waiting"))).body.approved).toBe(false);
+		expect((await world.host("waiting"))?.spec.approved).toBe(false);
+	});
+
+	test("takes a Host that was made before it, with its spec", async () => {
+		await world.kube.create(hosts, {
+			apiVersion: "groundplane.io/v1alpha1",
+			kind: "Host",
+			metadata: { name: "before", namespace: NAMESPACE },
+			spec: { approved: false, maintenance: true, roles: [] },
+		});
+		const seen = await eventually(async () => conditionOf(await world.host("before"), "Connected"), "a condition");
+		expect(seen).toMatchObject({ status: "False", reason: "NotEnrolled" });
+		const { token } = await world.joinToken();
+		expect((await world.enrol(token, await request("before"))).body.approved).toBe(false);
+	});
+
+	const bad: [string, string, () => Promise<{ token: string | undefined; request: EnrollRequest }>][] = [
+		["no token", "JoinTokenInvalid", async () => ({ token: undefined, request: await request("bad") })],
+		[
+			"a forged token",
+			"JoinTokenInvalid",
+			async () => ({ token: `gpj_${randomBytes(32).toString("base64url")}`, request: await request("bad") }),
+		],
+		[
+			"an expired token",
+			"JoinTokenExpired",
+			async () => {
+				const { id, token } = await world.joinToken();
+				await world.database.query("UPDATE join_tokens SET expires_at = now() - interval '1 second' WHERE id = $1", [
+					id,
+				]);
+				return { token, request: await request("bad") };
+			},
+		],
+		[
+			"a clock an hour ahead",
+			"ClockSkew",
+			async () => ({
+				token: (await world.joinToken()).token,
+				request: await request("bad", { time: Date.now() / 1000 + 3600 }),
+			}),
+		],
+		[
+			"a clock an hour behind",
+			"ClockSkew",
+			async () => ({
+				token: (await world.joinToken()).token,
+				request: await request("bad", { time: Date.now() / 1000 - 3600 }),
+			}),
+		],
+		[
+			"another name in the certificate request",
+			"HostNameMismatch",
+			async () => ({
+				token: (await world.joinToken()).token,
+				request: await request("bad", { csr: await csrFor("host-1") }),
+			}),
+		],
+		[
+			"a token for another host",
+			"HostNameMismatch",
+			async () => ({ token: (await world.joinToken({ hostName: "other" })).token, request: await request("bad") }),
+		],
+		[
+			"a certificate request with a broken signature",
+			"CertificateInvalid",
+			async () => {
+				const der = Buffer.from((await csrFor("bad")).replace(/-----.+-----|\s/g, ""), "base64");
+				der[der.length - 5] = (der[der.length - 5] ?? 0) ^ 1;
+				const csr = x509.PemConverter.encode(new Uint8Array(der).buffer, "CERTIFICATE REQUEST");
+				return { token: (await world.joinToken()).token, request: await request("bad", { csr }) };
+			},
+		],
+		[
+			"a name that is no label",
+			"InvalidInput",
+			async () => ({ token: (await world.joinToken()).token, request: await request("bad", { name: "Bad.Name" }) }),
+		],
+		[
+			"facts that are none",
+			"InvalidInput",
+			async () => ({
+				token: (await world.joinToken()).token,
+				request: { ...(await request("bad")), facts: {} } as unknown as EnrollRequest,
+			}),
+		],
+	];
+	test.each(bad)("with %s is refused with %s and leaves nothing", async (_what, code, make) => {
+		const { token, request } = await make();
+		const { body } = await world.enrol(token, request);
+		expect(body.code).toBe(code);
+		expect(body.next).toBeTruthy();
+		expect(await world.host("bad")).toBeUndefined();
+		expect(await rowsOf("bad")).toBe(0);
+	});
+
+	test("refuses another machine under a name that is taken, and a machine under a second name", async () => {
+		const { token } = await world.joinToken({ uses: 5 });
+		const machineId = machine();
+		await world.enrol(token, await request("taken", { machineId }));
+		expect((await world.enrol(token, await request("taken"))).code).toBe("HostAlreadyEnrolled");
+		expect((await world.enrol(token, await request("second", { machineId }))).code).toBe("HostAlreadyEnrolled");
+		expect(await world.host("second")).toBeUndefined();
+	});
+
+	test("counts uses exactly when machines come at the same time", async () => {
+		const { token } = await world.joinToken({ uses: 3 });
+		const answers = await Promise.all(
+			Array.from({ length: 8 }, async (_, i) => world.enrol(token, await request(`burst-${i}`))),
+		);
+		expect(answers.map(({ status }) => status).sort()).toEqual([201, 201, 201, 401, 401, 401, 401, 401]);
+		const made = await Promise.all(answers.map((_, i) => world.host(`burst-${i}`)));
+		expect(made.filter(Boolean)).toHaveLength(3);
+	});
+
+	test("leaves nothing in the database when the Host can't be made", async () => {
+		const { token } = await world.joinToken();
+		await world.kube.create(hosts, {
+			apiVersion: "groundplane.io/v1alpha1",
+			kind: "Host",
+			metadata: { name: "going", namespace: NAMESPACE, finalizers: ["groundplane.io/host"] },
+			spec: { approved: true, maintenance: false, roles: [] },
+		});
+		await world.kube.delete(hosts, { name: "going", namespace: NAMESPACE });
+		const machineId = machine();
+		expect((await world.enrol(token, await request("going", { machineId }))).code).toBe("Conflict");
+		expect(await rowsOf("going")).toBe(0);
+		await world.kube.patch(hosts, { name: "going", namespace: NAMESPACE }, { metadata: { finalizers: [] } });
+		await eventually(async () => !(await world.host("going")), "the Host to go");
+		expect((await world.enrol(token, await request("going", { machineId }))).status).toBe(201);
+	});
+});
+
+describe("a host's life", () => {
+	const name = "life";
+	let enrolled: EnrollResponse;
+
+	const documents: DesiredState[] = [];
+	const verify = async (data: Uint8Array): Promise<DesiredState> => {
+		const { jws } = JSON.parse(Buffer.from(data).toString()) as { jws: string };
+		const { payload, protectedHeader } = await compactVerify(
+			jws,
+			createLocalJWKSet(enrolled.desiredStateJwks as never),
+		);
+		expect(protectedHeader).toMatchObject({ alg: "EdDSA", typ: "groundplane-desired-state+jwt", kid: "k1" });
+		return JSON.parse(Buffer.from(payload).toString());
+	};
+	const nextDocument = (after: number) =>
+		eventually(async () => documents.find(({ generation }) => generation > after), `a document after ${after}`);
+	const last = () => documents.at(-1) as DesiredState;
+	const statusWhere = (test: (host: Host) => unknown, what: string) =>
+		eventually(async () => {
+			const host = await world.host(name);
+			return host && test(host) ? host : undefined;
+		}, what).catch(async (error: Error) => {
+			throw new Error(`${error.message}: ${JSON.stringify((await world.host(name))?.status)}`);
+		});
+	const patch = (body: unknown) => world.kube.patch(hosts, { name, namespace: NAMESPACE }, body);
+	const acknowledge = ({ epoch, generation }: DesiredState, roles: unknown[] = []) => {
+		world.up(name, { type: "acknowledgement", epoch, generation, accepted: true });
+		world.up(name, { type: "roles", generation, roles: roles as never });
+	};
+
+	beforeAll(async () => {
+		const { token } = await world.joinToken({ approve: false });
+		enrolled = (await world.enrol(token, await request(name))).body;
+		const subscription = world.nc.subscribe(`hosts.${name}.down`);
+		void (async () => {
+			for await (const message of subscription) {
+				if (message.json<{ type: string }>().type === "desired-state") documents.push(await verify(message.data));
+			}
+		})();
+		await world.nc.flush();
+	});
+
+	test("connected, it shows so and gets a document that tells it nothing until it is approved", async () => {
+		world.link(name, { state: "connected" });
+		const host = await statusWhere((h) => conditionOf(h, "Connected")?.status === "True", "Connected");
+		expect(host.status?.connection).toMatchObject({ state: "Connected", gateway: "tunnel-0", address: "192.0.2.1" });
+		expect(conditionOf(host, "Prerequisites")).toMatchObject({ status: "True" });
+		expect(host.status?.facts?.os.prettyName).toContain("Debian");
+		const document = await nextDocument(0);
+		expect(document).toMatchObject({ region: "test", host: name, epoch: 0, paused: true, roles: [] });
+		acknowledge(document);
+		await statusWhere((h) => h.status?.desiredState?.reportedGeneration === h.metadata.generation, "the report");
+	});
+
+	test("approved and given a role, it gets it with the Secret's content; progress comes back", async () => {
+		await world.kube.create(secrets, {
+			metadata: { name: "join", namespace: NAMESPACE },
+			stringData: { bootstrapToken: "abcdef.0123456789abcdef" },
+		} as never);
+		const before = last().generation;
+		await patch({
+			metadata: { annotations: { "groundplane.io/epoch": "7" } },
+			spec: {
+				approved: true,
+				roles: [
+					{ name: "kubernetes", version: "v1.36.3", parameters: { cluster: "demo", mode: "init" }, secretName: "join" },
+				],
+			},
+		});
+		const document = await nextDocument(before);
+		expect(document).toMatchObject({
+			epoch: 7,
+			paused: false,
+			roles: [{ name: "kubernetes", parameters: { cluster: "demo", bootstrapToken: "abcdef.0123456789abcdef" } }],
+		});
+		const role = { name: "kubernetes", version: "v1.36.3", phase: "Applying", done: 3, total: 9, step: "kubeadm-init" };
+		acknowledge(document, [role]);
+		const busy = await statusWhere((h) => h.status?.roles?.[0]?.phase === "Applying", "Applying");
+		expect(busy.status?.roles?.[0]).toMatchObject({ progress: "3/9", step: "kubeadm-init" });
+		expect(busy.status?.cluster).toBe("demo");
+		expect(conditionOf(busy, "RolesApplied")).toMatchObject({ status: "False", reason: "Applying" });
+		acknowledge(document, [{ ...role, phase: "Applied", done: 9, outputs: { caCertHash: "sha256:00" } }]);
+		const done = await statusWhere((h) => conditionOf(h, "RolesApplied")?.status === "True", "Applied");
+		expect(done.status?.desiredState).toMatchObject({
+			generation: done.metadata.generation,
+			acknowledgedGeneration: done.metadata.generation,
+			reportedGeneration: done.metadata.generation,
+		});
+		expect(done.status?.roles?.[0]?.outputs).toEqual({ caCertHash: "sha256:00" });
+		expect(JSON.stringify(done)).not.toContain("abcdef.0123456789abcdef");
+		const targets = await world.asPrometheus(world.url("/internal/v1/targets?service=kube-apiserver"));
+		expect(await targets.json()).toEqual([
+			{ targets: [`kube-apiserver.${name}:80`], labels: { host: name, cluster: "demo" } },
+		]);
+	});
+
+	test("an unchanged report writes nothing", async () => {
+		const { resourceVersion } = (await world.host(name))?.metadata ?? {};
+		world.link(name, { state: "connected", at: (await world.host(name))?.status?.connection?.since });
+		world.up(name, {
+			type: "facts",
+			agentVersion: "0.1.0",
+			facts: (await world.host(name))?.status?.facts as never,
+			checks,
+			certificateNotAfter: (await world.host(name))?.status?.agent?.certificateNotAfter ?? "",
+		});
+		await delay(1_000);
+		expect((await world.host(name))?.metadata.resourceVersion).toBe(resourceVersion);
+	});
+
+	test("a document that nobody acknowledges is sent again", async () => {
+		const before = last().generation;
+		await patch({ spec: { maintenance: true } });
+		const document = await nextDocument(before);
+		expect(document.paused).toBe(true);
+		const count = documents.length;
+		await eventually(async () => documents.length > count, "the document again");
+		expect(last()).toEqual(document);
+		world.up(name, {
+			type: "acknowledgement",
+			epoch: 7,
+			generation: document.generation,
+			accepted: false,
+			reason: "DesiredStateExpired",
+			message: "expired",
+		});
+		const refused = await statusWhere(
+			(h) => conditionOf(h, "RolesApplied")?.reason === "DesiredStateExpired",
+			"a refusal",
+		);
+		expect(refused.status?.desiredState?.acknowledgedGeneration).toBeLessThan(refused.metadata.generation ?? 0);
+		await patch({ spec: { maintenance: false } });
+		acknowledge(await nextDocument(document.generation), [
+			{ name: "kubernetes", version: "v1.36.3", phase: "Applied", done: 9, total: 9 },
+		]);
+		await statusWhere((h) => conditionOf(h, "RolesApplied")?.status === "True", "Applied again");
+	});
+
+	test("a Secret that is missing is said, and found when it comes", async () => {
+		const before = last().generation;
+		const roles = [{ name: "kubernetes", version: "v1.36.3", parameters: { cluster: "demo" }, secretName: "later" }];
+		await patch({ spec: { roles } });
+		const host = await statusWhere((h) => conditionOf(h, "RolesApplied")?.reason === "NotFound", "NotFound");
+		expect(conditionOf(host, "RolesApplied")?.message).toContain("later");
+		await world.kube.create(secrets, {
+			metadata: { name: "later", namespace: NAMESPACE },
+			stringData: { a: "b" },
+		} as never);
+		expect((await nextDocument(before)).roles[0]?.parameters).toEqual({ cluster: "demo", a: "b" });
+	});
+
+	test("a certificate is renewed over the tunnel, twice the same for the same request, and not for another name", async () => {
+		const renewed: { certificate: string }[] = [];
+		const subscription = world.nc.subscribe(`hosts.${name}.down`);
+		void (async () => {
+			for await (const message of subscription) {
+				const body = message.json<{ type: string; certificate: string }>();
+				if (body.type === "certificate") renewed.push(body);
+			}
+		})();
+		documents.length = 0;
+		const csr = await csrFor(name);
+		world.up(name, { type: "certificate-request", csr: await csrFor("host-1") });
+		await delay(300);
+		world.up(name, { type: "certificate-request", csr });
+		await eventually(async () => renewed.length === 1, "a certificate");
+		world.up(name, { type: "certificate-request", csr });
+		await eventually(async () => renewed.length === 2, "the certificate again");
+		expect(renewed[0]?.certificate).toBe(renewed[1]?.certificate);
+		const serial = new X509Certificate(renewed[0]?.certificate ?? "").serialNumber.toLowerCase();
+		const admit = await world.nc.request("hosts.admit", JSON.stringify({ host: name, serial }));
+		expect(admit.json()).toEqual({ admitted: true });
+		const other = await world.nc.request("hosts.admit", JSON.stringify({ host: "host-1", serial }));
+		expect(other.json()).toMatchObject({ admitted: false, reason: "HostNameMismatch" });
+		subscription.unsubscribe();
+	});
+
+	test("an older tunnel that speaks up late changes nothing; the newest one's end does", async () => {
+		world.link(name, { state: "connected", gateway: "tunnel-1", epoch: 5 });
+		await statusWhere((h) => h.status?.connection?.gateway === "tunnel-1", "the new gateway");
+		world.link(name, { state: "disconnected", gateway: "tunnel-0", epoch: 1, reason: "late" });
+		await delay(700);
+		expect((await world.host(name))?.status?.connection?.state).toBe("Connected");
+		world.link(name, { state: "disconnected", gateway: "tunnel-1", epoch: 5, reason: "TunnelClosed" });
+		const host = await statusWhere((h) => conditionOf(h, "Connected")?.status === "False", "Disconnected");
+		expect(conditionOf(host, "Connected")?.reason).toBe("TunnelClosed");
+		expect(host.status?.connection?.state).toBe("Disconnected");
+	});
+
+	test("restarts of the service, PostgreSQL and NATS lose nothing", async () => {
+		await Promise.all([world.nats.stop("kill"), world.postgres.stop("kill")]);
+		await delay(500);
+		await Promise.all([world.nats.start(), world.postgres.start()]);
+		await world.restart();
+		documents.length = 0;
+		await eventually(
+			async () => {
+				world.link(name, { state: "connected", gateway: "tunnel-1", epoch: 6 });
+				await delay(500);
+				return conditionOf(await world.host(name), "Connected")?.status === "True";
+			},
+			"Connected after restarts",
+			30_000,
+		);
+		await eventually(async () => documents.length > 0, "the document after the restarts");
+	});
+
+	test("deleted, it gets an empty document; gone, it is cut off and may come anew", async () => {
+		await patch({ metadata: { finalizers: ["groundplane.io/host"] }, spec: { maintenance: true } });
+		const before = Math.max(0, ...documents.map(({ generation }) => generation));
+		await eventually(
+			async () => documents.find(({ paused, generation }) => paused && generation > before),
+			"maintenance",
+		);
+		const paused = last().generation;
+		await world.kube.delete(hosts, { name, namespace: NAMESPACE });
+		const empty = await nextDocument(paused);
+		expect(empty).toMatchObject({ paused: false, roles: [] });
+		acknowledge(empty);
+		await statusWhere((h) => h.status?.roles?.length === 0, "no roles");
+		const cuts = world.nc.subscribe(`hosts.${name}.cut`, { max: 1 });
+		await patch({ metadata: { finalizers: [] } });
+		for await (const cut of cuts) expect(cut.json()).toMatchObject({ reason: "CertificateRevoked" });
+		await eventually(async () => (await rowsOf(name)) === 0, "the rows to go");
+		const serial = new X509Certificate(enrolled.certificate).serialNumber;
+		const admit = await world.nc.request("hosts.admit", JSON.stringify({ host: name, serial }));
+		expect(admit.json()).toMatchObject({ admitted: false, reason: "CertificateRevoked" });
+		const { token } = await world.joinToken();
+		expect((await world.enrol(token, await request(name))).status).toBe(201);
+	});
+});
