@@ -19,15 +19,23 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 groundplane.io/region: {{ .root.Values.region }}
 {{- end }}
 
+{{/* Labels of a pod: nothing that changes with the chart, or every upgrade would roll what it does not touch. Arguments: name, root. */}}
+{{- define "region.podLabels" -}}
+{{ include "region.selector" . }}
+app.kubernetes.io/part-of: groundplane
+groundplane.io/region: {{ .root.Values.region }}
+{{- end }}
+
 {{/* Annotations that roll a pod when what it mounts has changed. Arguments: root, secrets (list of names), config (optional text). */}}
 {{- define "region.checksums" -}}
-{{- $root := .root }}
-{{- range .secrets }}
-checksum/{{ . }}: {{ get $root.Values.secretChecksums . | default "none" | quote }}
+{{- $checksums := dict }}
+{{- range $name := .secrets }}
+{{- $_ := set $checksums (printf "checksum/%s" $name) (get $.root.Values.secretChecksums $name | default "none") }}
 {{- end }}
 {{- with .config }}
-checksum/config: {{ sha256sum . }}
+{{- $_ := set $checksums "checksum/config" (sha256sum .) }}
 {{- end }}
+{{- toYaml $checksums }}
 {{- end }}
 
 {{/* Pod security, the "restricted" profile of the Pod Security Standards. */}}
@@ -52,17 +60,15 @@ capabilities:
 
 {{/* What every pod has: pull secrets, service account, security. Arguments: name, root, token (bool). */}}
 {{- define "region.pod" -}}
-{{- with .root.Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
 serviceAccountName: {{ .name }}
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
 securityContext:
   {{- include "region.podSecurity" . | nindent 2 }}
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{/* ServiceAccount of a component. Arguments: name, root. */}}
@@ -97,7 +103,7 @@ spec:
       targetPort: health
 {{- end }}
 
-{{/* A volume of one data PVC, not a claim template: a StatefulSet's templates can't be changed, so its size could not either.
+{{/* One data PVC, not a claim template: a StatefulSet's templates can't be changed, so its size could not either.
      Arguments: name, root, size. */}}
 {{- define "region.claim" -}}
 apiVersion: v1

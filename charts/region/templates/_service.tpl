@@ -18,8 +18,9 @@ Arguments:
 {{- $replicas := .replicas | default 1 | int }}
 {{- $heap := int .heap }}
 {{- $mounts := prepend (.mounts | default list) (dict "name" "tls" "path" "/etc/groundplane/tls" "secret" (printf "tls-%s" $name)) }}
+{{- /* Certificates are read again while the service runs (services/kit/tls.ts); only other Secrets need a new pod. */}}
 {{- $secrets := list }}
-{{- range $mounts }}{{ with .secret }}{{ $secrets = append $secrets . }}{{ end }}{{ end }}
+{{- range $mounts }}{{ if and .secret (not (hasPrefix "tls-" .secret)) }}{{ $secrets = append $secrets .secret }}{{ end }}{{ end }}
 {{ include "region.serviceAccount" . }}
 ---
 apiVersion: apps/v1
@@ -42,9 +43,11 @@ spec:
   template:
     metadata:
       labels:
-        {{- include "region.labels" . | nindent 8 }}
+        {{- include "region.podLabels" . | nindent 8 }}
+      {{- if or $secrets .config }}
       annotations:
         {{- include "region.checksums" (dict "root" $root "secrets" $secrets "config" .config) | nindent 8 }}
+      {{- end }}
     spec:
       {{- include "region.pod" . | nindent 6 }}
       terminationGracePeriodSeconds: {{ .grace | default 30 }}
