@@ -5,7 +5,11 @@ import { z } from "zod";
  * `roles/kubernetes/pack.yaml` carries the JSON Schema generated from this, and the host validates by that copy.
  */
 export const kubernetesRoleParameters = z.object({
-	cluster: z.string().min(1).max(63).describe("Name of the cluster."),
+	cluster: z
+		.string()
+		.max(63)
+		.regex(/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/)
+		.describe("Name of the cluster."),
 	clusterId: z
 		.string()
 		.max(64)
@@ -18,19 +22,28 @@ export const kubernetesRoleParameters = z.object({
 		.string()
 		.regex(/^v\d+\.\d+\.\d+$/)
 		.describe("Version of Kubernetes; the same as the bundle's."),
-	nodeName: z.string().min(1).max(63).describe("Name of the Node, a DNS label."),
+	nodeName: z
+		.string()
+		.max(63)
+		.regex(/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/)
+		.describe("Name of the Node, a DNS label."),
 	nodeAddress: z.ipv4().optional().describe("Address of this node; the one of its default route when empty."),
 	controlPlaneAddresses: z
 		.array(z.ipv4())
 		.max(16)
 		.default([])
 		.describe("Addresses of all control planes, for the host's load balancer; this node's own when empty."),
-	endpoint: z.string().max(253).optional().describe("A further name or address that the API server's certificate bears."),
+	endpoint: z
+		.string()
+		.max(253)
+		.optional()
+		.describe("A further name or address that the API server's certificate bears."),
 	podSubnet: z.cidrv4().default("10.244.0.0/16"),
 	serviceSubnet: z.cidrv4().default("10.96.0.0/12"),
 	dnsDomain: z
 		.string()
-		.regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/).default("cluster.local"),
+		.regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/)
+		.default("cluster.local"),
 	caCertHashes: z
 		.array(z.string().regex(/^sha256:[0-9a-f]{64}$/))
 		.default([])
@@ -50,12 +63,21 @@ export const kubernetesRoleParameters = z.object({
 		.max(64)
 		.optional()
 		.describe("On a control plane: publish the certificates again whenever this value changes (they last two hours)."),
-	labels: z.record(z.string(), z.string()).default({}).describe("Labels of the Node."),
+	labels: z
+		.record(
+			z.string().regex(/^(?!([^/]*\.)?(kubernetes|k8s)\.io\/)[A-Za-z0-9][-A-Za-z0-9_./]*$/),
+			z.string().regex(/^[-A-Za-z0-9_.]*$/),
+		)
+		.default({})
+		.describe("Labels of the Node, from when it registers; not those of Kubernetes, which a node may not give itself."),
 	taints: z
 		.array(
 			z.object({
-				key: z.string(),
-				value: z.string().default(""),
+				key: z.string().regex(/^[A-Za-z0-9][-A-Za-z0-9_./]*$/),
+				value: z
+					.string()
+					.regex(/^[-A-Za-z0-9_.]*$/)
+					.default(""),
 				effect: z.enum(["NoSchedule", "PreferNoSchedule", "NoExecute"]),
 			}),
 		)

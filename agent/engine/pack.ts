@@ -19,7 +19,7 @@ const packStep = z.strictObject({
 	/** A template: with `each` it must tell the steps apart. */
 	name: z.string(),
 	use: z.string(),
-	/** Conditions of `values` that must all hold; `!name` negates. */
+	/** Names of `values` that must all hold, or give some text; `!name` negates. */
 	when: z.array(z.string().regex(/^!?[a-z][a-zA-Z0-9]*$/)).default([]),
 	/** One step for every string (`item`), or for every file of the bundle below a path (`item.path`, `item.base`, `item.reference`). */
 	each: z.union([z.array(z.string()), z.strictObject({ files: z.string() })]).optional(),
@@ -84,6 +84,11 @@ export function render(
 		facts,
 		release: { version: manifest.version, components: manifest.components },
 		enumerated: enumerate(parameters),
+		images: Object.fromEntries(
+			manifest.files
+				.filter(({ kind }) => kind === "image")
+				.map(({ path, reference }) => [baseName(path), reference ?? ""]),
+		),
 	};
 	view.json = () => (path: string) => JSON.stringify(lookUp(view, path.trim()) ?? null);
 	const text = (template: string, item?: unknown) =>
@@ -94,7 +99,7 @@ export function render(
 			typeof value === "string"
 				? text(value)
 				: Object.entries(value).every(([path, allowed]) => allowed.includes(lookUp(view, path)));
-		if (typeof result === "boolean") conditions.set(key, result);
+		conditions.set(key, typeof result === "boolean" ? result : result !== "");
 		view[key] = result;
 	}
 
@@ -158,11 +163,18 @@ function validate(pack: Pack, input: Readonly<Record<string, unknown>>): Record<
 	);
 }
 
-/** Lists of plain values as `[{index, value}]`, for templates that number things. */
+/** Lists and tables as `[{index, key, value}]`, for templates that number or pair things. */
 function enumerate(parameters: Readonly<Record<string, unknown>>): Record<string, unknown> {
-	const lists = Object.entries(parameters).filter((entry): entry is [string, unknown[]] => Array.isArray(entry[1]));
-	return Object.fromEntries(lists.map(([key, list]) => [key, list.map((value, index) => ({ index, value }))]));
+	const tables = Object.entries(parameters).filter(([, value]) => typeof value === "object" && value !== null);
+	return Object.fromEntries(
+		tables.map(([name, table]) => [
+			name,
+			Object.entries(table as object).map(([key, value], index) => ({ index, key, value })),
+		]),
+	);
 }
+
+const baseName = (path: string) => path.slice(path.lastIndexOf("/") + 1).replace(/\.tar$/, "");
 
 function itemsOf(each: Pack["steps"][number]["each"], manifest: ReleaseManifest): unknown[] {
 	if (each === undefined) return [undefined];
@@ -172,7 +184,7 @@ function itemsOf(each: Pack["steps"][number]["each"], manifest: ReleaseManifest)
 		.map(({ path, reference }) => ({
 			path,
 			reference,
-			base: path.slice(path.lastIndexOf("/") + 1).replace(/\.tar$/, ""),
+			base: baseName(path),
 		}));
 }
 

@@ -30,4 +30,4 @@ export const primitives: Readonly<Record<string, Primitive>> = {
 	unit,
 	"client-certificate": clientCertificate,
 	"kernel-module": kernelModule,
-} satisfies Record<string, Primitive<never, never>> as unknown as Readonly<Record<string, Primitive>>;
+} as unknown as Readonly<Record<string, Primitive>>;

@@ -12,6 +12,7 @@ const kubeadmWant = z.object({
 	config: z.string().startsWith("/"),
 	nodeName: z.string(),
 	nodeAddress: z.string(),
+	version: z.string(),
 	ignorePreflightErrors: z.array(z.string()).default([]),
 	skipPhases: z.array(z.string()).default([]),
 	/** Publish the control plane's certificates for others to join (the key is in the configuration). */
@@ -168,9 +169,15 @@ async function reset({ exec, signal }: StepContext, { leaveEtcd }: { leaveEtcd: 
 		await exec("rm", ["-rf", "--one-file-system", path], { signal });
 }
 
-async function outputsOf({ mode, nodeName, nodeAddress }: Want): Promise<Record<string, string>> {
+async function outputsOf({ mode, nodeName, nodeAddress, version }: Want): Promise<Record<string, string>> {
 	const ca = mode === "join-worker" ? undefined : await readFile(`${KUBERNETES}/pki/ca.crt`, "utf8");
-	return { mode, nodeName, nodeAddress, ...(ca === undefined ? {} : { caCertHash: spkiHash(ca) }) };
+	return {
+		mode,
+		nodeName,
+		nodeAddress,
+		kubeletVersion: version,
+		...(ca === undefined ? {} : { caCertHash: spkiHash(ca) }),
+	};
 }
 
 /** The pin that `kubeadm join --discovery-token-ca-cert-hash` takes: SHA-256 over the SubjectPublicKeyInfo (RFC 7469). */

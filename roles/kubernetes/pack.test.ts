@@ -1,0 +1,152 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { parse, parseAllDocuments } from "yaml";
+import type { RoleFacts } from "../../agent/engine/facts.ts";
+import { render, type Step } from "../../agent/engine/pack.ts";
+import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
+import type { ReleaseManifest } from "../../protocol/release.ts";
+import { parametersSchema } from "./generate.ts";
+
+const files = new Map(
+	readdirSync(import.meta.dirname, { recursive: true, withFileTypes: true })
+		.filter((entry) => entry.isFile() && !entry.name.endsWith(".ts"))
+		.map((entry) => join(entry.parentPath, entry.name))
+		.map((path) => [`pack/${path.slice(import.meta.dirname.length + 1)}`, readFileSync(path, "utf8")]),
+);
+const binaries = ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubelet", "kubeadm", "kubectl", "etcdctl"];
+const manifest: ReleaseManifest = {
+	schema: 1,
+	name: "kubernetes",
+	version: "v1.36.3",
+	architecture: "amd64",
+	createdAt: "2026-11-01T00:00:00Z",
+	components: {},
+	files: [
+		...binaries.map((name) => ({ path: `bin/${name}`, kind: "binary" as const })),
+		...["bridge", "flannel"].map((name) => ({ path: `cni/${name}`, kind: "binary" as const })),
+		{ path: "images/pause.tar", kind: "image", reference: "registry.k8s.io/pause:3.10.2" } as const,
+		{ path: "images/flannel.tar", kind: "image", reference: "docker.io/flannel/flannel:v0.26.7" } as const,
+	].map((file, index) => ({ ...file, size: 1, sha256: index.toString(16).padStart(64, "0") })),
+};
+const facts: RoleFacts = {
+	hostname: "host-1",
+	architecture: "amd64",
+	cgroup: "v1",
+	resourceCapability: false,
+	cores: 2,
+	primaryAddress: "10.0.0.11",
+};
+const parameters: KubernetesRoleInput = {
+	cluster: "demo",
+	mode: "init",
+	kubernetesVersion: "v1.36.3",
+	nodeName: "host-1",
+};
+const token = "abcdef.0123456789abcdef";
+
+const rendered = (more: Partial<KubernetesRoleInput> = {}, moreFacts: Partial<RoleFacts> = {}) =>
+	render(manifest, files, { ...parameters, ...more }, { ...facts, ...moreFacts });
+const step = (steps: readonly Step[], name: string) => steps.find((one) => one.name === name);
+const want = (steps: readonly Step[], name: string) => step(steps, name)?.want as Record<string, unknown>;
+const documents = (steps: readonly Step[], name: string) =>
+	parseAllDocuments(String(want(steps, name).content)).map((document) => {
+		expect(document.errors).toEqual([]);
+		return document.toJS();
+	});
+
+describe("role pack kubernetes", () => {
+	it("carries the schema of protocol/kubernetes-role.ts", () => {
+		const pack = parse(files.get("pack/pack.yaml") ?? "");
+		expect(pack.parameters, "run: node roles/kubernetes/generate.ts").toEqual(parametersSchema());
+	});
+
+	it("makes the first control plane", () => {
+		const { steps, secrets } = rendered({
+			bootstrapToken: token,
+			labels: { "groundplane.io/pool": "a", zone: "z" },
+			endpoint: "k8s.example.com",
+		});
+		const [init, cluster, kubelet, proxy] = documents(steps, "kubeadm-config");
+		expect(init).toMatchObject({
+			kind: "InitConfiguration",
+			localAPIEndpoint: { advertiseAddress: "10.0.0.11" },
+			bootstrapTokens: [{ token, ttl: "24h0m0s" }],
+			nodeRegistration: {
+				name: "host-1",
+				kubeletExtraArgs: [
+					{ name: "node-ip", value: "10.0.0.11" },
+					{ name: "node-labels", value: "groundplane.io/pool=a,zone=z" },
+				],
+				taints: [{ key: "node-role.kubernetes.io/control-plane", effect: "NoSchedule" }],
+			},
+		});
+		expect(cluster).toMatchObject({
+			controlPlaneEndpoint: "169.254.99.1:6443",
+			networking: { podSubnet: "10.244.0.0/16", serviceSubnet: "10.96.0.0/12", dnsDomain: "cluster.local" },
+			apiServer: { certSANs: ["localhost", "127.0.0.1", "169.254.99.1", "k8s.example.com"] },
+		});
+		expect(kubelet).toMatchObject({ kind: "KubeletConfiguration", failCgroupV1: false });
+		expect(proxy).toMatchObject({ mode: "nftables", conntrack: { maxPerCore: 0 } });
+		expect(want(steps, "node")).toMatchObject({
+			mode: "init",
+			ignorePreflightErrors: ["SystemVerification"],
+			uploadCertificates: false,
+		});
+		expect(want(steps, "balancer").backends).toEqual(["10.0.0.11"]);
+		expect(step(steps, "plane-service")).toBeDefined();
+		expect(secrets).toEqual([token]);
+	});
+
+	it("joins a worker, with its taints and the control planes to reach", () => {
+		const { steps } = rendered({
+			mode: "join-worker",
+			nodeAddress: "10.0.0.12",
+			controlPlaneAddresses: ["10.0.0.11", "10.0.0.13"],
+			bootstrapToken: token,
+			caCertHashes: [`sha256:${"a".repeat(64)}`],
+			taints: [{ key: "dedicated", value: "db", effect: "NoSchedule" }],
+		});
+		const [join] = documents(steps, "kubeadm-config");
+		expect(join).toMatchObject({
+			kind: "JoinConfiguration",
+			discovery: {
+				bootstrapToken: { apiServerEndpoint: "169.254.99.1:6443", token, caCertHashes: [`sha256:${"a".repeat(64)}`] },
+			},
+			nodeRegistration: { taints: [{ key: "dedicated", value: "db", effect: "NoSchedule" }] },
+		});
+		expect(join.controlPlane).toBeUndefined();
+		expect(want(steps, "balancer-rules").content).toContain("numgen inc mod 2 map { 0 : 10.0.0.11, 1 : 10.0.0.13 }");
+		expect(steps.map(({ name }) => name)).not.toContain("plane-service");
+	});
+
+	it("makes the management server's node schedulable and leads no tunnel to it", () => {
+		const { steps } = rendered({ mode: "server", addons: { coredns: false, kubeProxy: true } }, { cgroup: "v2" });
+		const [init] = documents(steps, "kubeadm-config");
+		expect(init.nodeRegistration.taints).toEqual([]);
+		expect(init.bootstrapTokens).toBeUndefined();
+		expect(want(steps, "node")).toMatchObject({ ignorePreflightErrors: [], skipPhases: ["addon/coredns"] });
+		expect(want(steps, "containerd-config").content).toContain("SystemdCgroup = true");
+		expect(step(steps, "access")).toBeUndefined();
+	});
+
+	it("does not touch the node when its secrets go, and makes it anew when its cluster is another one", () => {
+		const before = rendered({ bootstrapToken: token, clusterId: "1" });
+		const after = rendered({ clusterId: "1" });
+		expect(step(after.steps, "node")?.digest).toBe(step(before.steps, "node")?.digest);
+		expect(step(after.steps, "kubeadm-config")?.digest).not.toBe(step(before.steps, "kubeadm-config")?.digest);
+		expect(after.identity).toBe(before.identity);
+		expect(rendered({ clusterId: "2" }).identity).not.toBe(before.identity);
+		expect(rendered({ mode: "join-worker", clusterId: "1" }).identity).not.toBe(before.identity);
+		expect(rendered({ mode: "join-control-plane", clusterId: "1" }).identity).toBe(before.identity);
+	});
+
+	it.each([
+		["an unknown mode", { mode: "destroy" }],
+		["a bad token", { bootstrapToken: "x" }],
+		["a label that a node may not give itself", { labels: { "node-role.kubernetes.io/worker": "" } }],
+		["a network that is none", { podSubnet: "10.244.0.0/16; x" }],
+	])("refuses %s", (_what, wrong) => {
+		expect(() => rendered(wrong as never)).toThrow(/parameters of role kubernetes/);
+	});
+});
