@@ -2,7 +2,7 @@ import express, { Router } from "express";
 import { errors, type Provider } from "oidc-provider";
 import { z } from "zod";
 import { GroundplaneError } from "../../protocol/errors.ts";
-import { messagePage, pageHeaders, signInPage } from "./pages.ts";
+import { confirmPage, messagePage, pageHeaders, signInPage } from "./pages.ts";
 import type { SignIn } from "./sign-in.ts";
 
 const form = z.object({ username: z.string().max(128), password: z.string().max(1024) });
@@ -33,8 +33,9 @@ export function interactionRouter({
 	};
 
 	router.get("/auth/interaction/:uid", async (request, response) => {
-		const { client, headers } = await question(request, response);
-		response.set(headers).send(signInPage({ region, client, action: request.originalUrl }));
+		const { details, client, headers } = await question(request, response);
+		const options = { region, client, action: request.originalUrl };
+		response.set(headers).send(details.prompt.name === "login" ? signInPage(options) : confirmPage(options));
 	});
 
 	router.post(
@@ -42,7 +43,11 @@ export function interactionRouter({
 		express.urlencoded({ extended: false, limit: "8kb" }),
 		async (request, response) => {
 			const { details, client, headers } = await question(request, response);
-			const { username, password } = form.parse(request.body ?? {});
+			if (details.prompt.name !== "login") {
+				await provider.interactionFinished(request, response, { consent: {} });
+				return;
+			}
+			const { username, password } = form.safeParse(request.body).data ?? { username: "", password: "" };
 			let error = "The user name or the password is wrong.";
 			let status = 401;
 			const user = await signIn
@@ -54,7 +59,8 @@ export function interactionRouter({
 					return undefined;
 				});
 			if (user) {
-				await provider.interactionFinished(request, response, { login: { accountId: user.id, amr: ["pwd"] } });
+				const login = { accountId: user.id, amr: ["pwd"] };
+				await provider.interactionFinished(request, response, { login, consent: {} });
 				return;
 			}
 			response

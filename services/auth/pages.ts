@@ -65,6 +65,14 @@ ${alert(options.error)}
 </form>`,
 	);
 
+/** Asked of who is signed in already: without it any program on the person's machine could sign in unseen (RFC 8252 section 8.6). */
+export const confirmPage = (options: { region: string; client: string; action: string }): string =>
+	page(
+		"Continue?",
+		`<p>Sign in to region <strong>${escapeHtml(options.region)}</strong> with ${escapeHtml(options.client)}? If you did not just start that, close this page.</p>
+<form method="post" action="${escapeHtml(options.action)}"><button type="submit" autofocus>Continue</button></form>`,
+	);
+
 /** `form` is the provider's own form without a label or button; its id is `op.deviceInputForm`. */
 export const deviceCodePage = (form: string, error?: string): string =>
 	page(

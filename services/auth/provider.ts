@@ -1,10 +1,10 @@
-import type { IncomingMessage } from "node:http";
 import Provider, {
 	type AccountClaims,
 	type Configuration,
 	errors,
 	type JWKS,
 	type KoaContextWithOIDC,
+	type ResourceServer,
 } from "oidc-provider";
 import type { Kysely } from "../kit/database.ts";
 import type { Log } from "../kit/log.ts";
@@ -113,13 +113,7 @@ export function createProvider(options: ProviderOptions): Provider {
 				useGrantedResource: async () => true,
 				getResourceServerInfo: async (_ctx, resource) => {
 					if (resource !== audience) throw new errors.InvalidTarget();
-					return {
-						scope: "",
-						audience,
-						accessTokenTTL: accessTokenLifetime,
-						accessTokenFormat: "jwt",
-						jwt: { sign: { alg: "ES256" } },
-					};
+					return apiResource(options);
 				},
 			},
 			deviceFlow: {
@@ -205,18 +199,26 @@ export function createProvider(options: ProviderOptions): Provider {
 	return provider;
 }
 
+/** The region's API as a resource server (RFC 8707). */
+const apiResource = ({ audience, accessTokenLifetimeMs }: ProviderOptions): ResourceServer => ({
+	scope: "",
+	audience,
+	accessTokenTTL: Math.floor(accessTokenLifetimeMs / 1000),
+	accessTokenFormat: "jwt",
+	jwt: { sign: { alg: "ES256" } },
+});
+
 /** Token exchange (RFC 8693): an API token in, an access token of the usual lifetime out. */
-function registerTokenExchange(provider: Provider, { audience, users, tokens, log }: ProviderOptions): void {
+function registerTokenExchange(provider: Provider, options: ProviderOptions): void {
+	const { audience, users, tokens, log } = options;
 	provider.registerGrantType<{ subject_token?: string; subject_token_type?: string }>(
 		TOKEN_EXCHANGE,
 		async (ctx) => {
-			const { subject_token: subjectToken, subject_token_type: type } = ctx.oidc.params;
+			const { subject_token: subjectToken, subject_token_type: type, resource } = ctx.oidc.params;
 			if (!subjectToken || type !== API_TOKEN_TYPE) {
 				throw new errors.InvalidRequest(`subject_token must be given with subject_token_type ${API_TOKEN_TYPE}`);
 			}
-			// The provider's own check of `resource`, which is the API unless another one is asked for (and refused).
-			const resource = ctx.oidc.resourceServers[audience];
-			if (!resource) throw new errors.InvalidTarget();
+			if (resource !== undefined && resource !== audience) throw new errors.InvalidTarget();
 			const used = await tokens.use(subjectToken);
 			const user = used && (await users.find(used.userId));
 			if (!used || !user || user.disabled) {
@@ -229,7 +231,7 @@ function registerTokenExchange(provider: Provider, { audience, users, tokens, lo
 				gty: TOKEN_EXCHANGE,
 				grantId: `api-token:${used.id}`,
 			} as ConstructorParameters<typeof provider.AccessToken>[0]);
-			accessToken.resourceServer = resource;
+			accessToken.resourceServer = new provider.ResourceServer(audience, apiResource(options));
 			ctx.oidc.entity("AccessToken", accessToken);
 			ctx.body = {
 				access_token: await accessToken.save(),
@@ -247,6 +249,3 @@ function registerTokenExchange(provider: Provider, { audience, users, tokens, lo
 }
 
 const now = () => Math.floor(Date.now() / 1000);
-
-/** Address of the client as `front` reports it. */
-export const addressOf = (request: IncomingMessage & { ip?: string }): string => request.ip ?? "unknown";

@@ -43,13 +43,13 @@ export class SignIn {
 			this.#record("throttled", key, facts);
 			throw error;
 		}
+		// Counted before the answer is known, so that many attempts at once don't slip past the limit.
+		this.#byNameAndAddress.failed(keyWithAddress);
+		this.#byName.failed(key);
 		const user = await this.#users.authenticate(key, password);
 		if (user) {
 			this.#byNameAndAddress.succeeded(keyWithAddress);
 			this.#byName.succeeded(key);
-		} else {
-			this.#byNameAndAddress.failed(keyWithAddress);
-			this.#byName.failed(key);
 		}
 		this.#record(user ? "ok" : "refused", key, facts);
 		return user;

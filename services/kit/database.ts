@@ -69,11 +69,16 @@ export async function openDatabase<Tables>(
 		help: "Times that the database could not be asked.",
 		registers: [metrics.registry],
 	});
+	const url = new URL(config.databaseUrl);
 	const pool = new pg.Pool({
-		connectionString: config.databaseUrl,
+		// Taken apart here, because pg lets an URL without a password override the one given beside it.
+		host: url.hostname,
+		port: Number(url.port || 5432),
+		user: decodeURIComponent(url.username),
+		database: decodeURIComponent(url.pathname.slice(1)),
 		password: async () => (await readFile(config.databasePasswordFile, "utf8")).trim(),
-		// The object is read at each connection: a getter keeps the CA current. `?sslmode=disable` in the URL overrides it.
-		ssl: {
+		ssl: url.searchParams.get("sslmode") !== "disable" && {
+			// Read at each connection: a getter keeps the CA current.
 			get ca() {
 				return tls.current.ca;
 			},
@@ -120,6 +125,10 @@ export async function openDatabase<Tables>(
 		{
 			signal,
 			deadlineMs: START_DEADLINE_MS,
+			// A password that is refused may be on its way into the Secret; a migration that fails stays wrong.
+			when: (error) =>
+				(error instanceof GroundplaneError && error.code === "DatabaseUnavailable") ||
+				/^28/.test((error as { code?: string }).code ?? ""),
 			onError: (err) => log.warn({ err }, "the database is not there yet"),
 		},
 	).catch(async (error: unknown) => {

@@ -5,21 +5,27 @@ export const backoffMs = (attempt: number, { baseMs = 200, maxMs = 15_000, rando
 	random() * Math.min(maxMs, baseMs * 2 ** attempt);
 
 /**
- * Tries until it works, `deadlineMs` is over or `signal` aborts; `onError` hears of every failed try.
+ * Tries until it works, `deadlineMs` is over, `signal` aborts or `when` says that trying again is no use; `onError` hears
+ * of every failed try that is followed by another.
  * Throws the last error.
  */
 export async function retry<Result>(
 	attemptOnce: () => Promise<Result>,
-	options: { signal: AbortSignal; deadlineMs: number; onError?: (error: unknown, attempt: number) => void },
+	options: {
+		signal: AbortSignal;
+		deadlineMs: number;
+		when?: (error: unknown) => boolean;
+		onError?: (error: unknown, attempt: number) => void;
+	},
 ): Promise<Result> {
 	const end = Date.now() + options.deadlineMs;
 	for (let attempt = 0; ; attempt++) {
 		try {
 			return await attemptOnce();
 		} catch (error) {
-			options.onError?.(error, attempt);
 			const pause = backoffMs(attempt);
-			if (options.signal.aborted || Date.now() + pause > end) throw error;
+			if (options.signal.aborted || Date.now() + pause > end || options.when?.(error) === false) throw error;
+			options.onError?.(error, attempt);
 			await delay(pause, undefined, { signal: options.signal }).catch(() => {
 				throw error;
 			});
