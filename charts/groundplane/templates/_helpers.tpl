@@ -23,9 +23,9 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- end }}
 
-{{/* What every pod has: pull secrets, service account, security. Arguments: name, root, token (bool). */}}
+{{/* What every pod has: pull secrets, service account, security. Arguments: name, root, token (bool), account (name when empty). */}}
 {{- define "core.pod" -}}
-serviceAccountName: {{ .name }}
+serviceAccountName: {{ .account | default .name }}
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
 securityContext:
@@ -57,7 +57,7 @@ capabilities:
 apiVersion: v1
 kind: ServiceAccount
 metadata:
-  name: {{ .name }}
+  name: {{ .account | default .name }}
   namespace: {{ .root.Release.Namespace }}
   labels:
     {{- include "core.labels" . | nindent 4 }}
