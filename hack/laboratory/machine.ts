@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { processesInside } from "./network.ts";
-import { allPids, commandLine, isAlive, killAll, type ProcessId, processId } from "./processes.ts";
+import { allPids, commandLine, gone, isAlive, kill, killAll, type ProcessId, processId } from "./processes.ts";
 import type { HostRecord, LabNames } from "./record.ts";
 import { INIT_PATH } from "./rootfs.ts";
 
@@ -63,14 +63,15 @@ export function nspawnArguments(names: LabNames, host: HostRecord, root: string,
 	];
 }
 
-/** Cuts a host's power, or that of all hosts: kills its supervisor and every process in it, found by record and by name. */
+/** Cuts a host's power, or that of all hosts: everything in it is killed at once, found by record and by name. */
 export async function powerOff(names: LabNames, host?: string): Promise<void> {
-	const recorded = host === undefined ? undefined : await readMachine(names, host);
-	// The supervisor first, so that nothing boots again.
-	await killAll([...supervisors(names, host), ...(recorded === undefined ? [] : [recorded.supervisor])]);
-	const machines = named(names, host);
-	if (recorded?.leader !== undefined) machines.push(recorded.leader);
-	await killAll([...machines, ...(await processesInside(names, host))]);
+	// In order when its supervisor lives: that one kills the host's PID 1, and parents reap their children.
+	const powered = supervisors(names, host);
+	for (const supervisor of powered) kill(supervisor, "SIGTERM");
+	await gone(powered, 3000);
+	// Whatever a killed run has left.
+	await killAll(supervisors(names, host));
+	await killAll([...named(names, host), ...(await processesInside(names, host))]);
 }
 
 function supervisors(names: LabNames, host?: string): ProcessId[] {

@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
+import { GroundplaneError } from "../../protocol/errors.ts";
 
 /** A process, told apart from a later one with the same number by when it started (clock ticks since boot). */
 export interface ProcessId {
@@ -37,9 +38,8 @@ export function kill(process: ProcessId | undefined, signal: NodeJS.Signals = "S
 	}
 }
 
-/** Kills processes and waits until they are gone. Returns those that are still there after `patienceMs`. */
-export async function killAll(processes: readonly ProcessId[], patienceMs = 10_000): Promise<ProcessId[]> {
-	for (const process of processes) kill(process);
+/** Waits until processes are gone. Returns those that are still there after `patienceMs`. */
+export async function gone(processes: readonly ProcessId[], patienceMs: number): Promise<ProcessId[]> {
 	const deadline = Date.now() + patienceMs;
 	let left = processes.filter(isAlive);
 	while (left.length > 0 && Date.now() < deadline) {
@@ -47,6 +47,16 @@ export async function killAll(processes: readonly ProcessId[], patienceMs = 10_0
 		left = left.filter(isAlive);
 	}
 	return left;
+}
+
+/** Kills processes and waits until they are gone. */
+export async function killAll(processes: readonly ProcessId[]): Promise<void> {
+	for (const process of processes) kill(process);
+	const [left] = await gone(processes, 10_000);
+	if (left === undefined) return;
+	throw new GroundplaneError("DeadlineExceeded", `Process ${left.pid} does not die`, {
+		next: `Look what it waits for: cat /proc/${left.pid}/stack. A process stuck in the kernel goes only with the machine.`,
+	});
 }
 
 export function allPids(): number[] {

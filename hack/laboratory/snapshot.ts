@@ -41,27 +41,20 @@ type Run = (argv: readonly string[], options?: Pick<RunOptions, "input">) => Pro
 export async function snapshotOf(run: Run, exclude: readonly string[]): Promise<Snapshot> {
 	const pruned = [...VOLATILE, ...exclude].flatMap((path) => ["-path", path, "-o"]).slice(0, -1);
 	const find = ["find", ...ROOTS, "-xdev", "(", ...pruned, ")", "-prune", "-o"];
-	const [listed, hashed, enabled, active, mounted, links, routes, rules, ruleset, settings, processes] =
-		await Promise.all([
-			run([...find, "-printf", "%p\t%y %m %U:%G %l\n"]),
-			run(["sh", "-c", '"$@" -type f -print0 | xargs -0r sha256sum', "hash", ...find]),
-			run(["systemctl", "list-unit-files", "--plain", "--no-legend"]),
-			run(["systemctl", "list-units", "--all", "--plain", "--no-legend", "--type=service,socket,timer,path,target"]),
-			run(["cat", "/proc/1/mounts"]),
-			run(["ip", "-j", "-d", "address"]),
-			run(["ip", "route", "show", "table", "all"]),
-			run(["ip", "rule"]),
-			run(["nft", "-s", "list", "ruleset"]),
-			run([
-				"sysctl",
-				"-e",
-				"net.ipv4.ip_forward",
-				"net.ipv6.conf.all.forwarding",
-				"net.bridge",
-				"vm.overcommit_memory",
-			]),
-			run(["ps", "-e", "-o", "comm="]),
-		]);
+	// By itself, or it would see the commands below.
+	const processes = lines(await run(["ps", "-e", "-o", "comm="])).filter((name) => name !== "ps");
+	const [listed, hashed, enabled, active, mounted, links, routes, rules, ruleset, settings] = await Promise.all([
+		run([...find, "-printf", "%p\t%y %m %U:%G %l\n"]),
+		run(["sh", "-c", '"$@" -type f -print0 | xargs -0r sha256sum', "hash", ...find]),
+		run(["systemctl", "list-unit-files", "--plain", "--no-legend"]),
+		run(["systemctl", "list-units", "--all", "--plain", "--no-legend", "--type=service,socket,timer,path,target"]),
+		run(["cat", "/proc/1/mounts"]),
+		run(["ip", "-j", "-d", "address"]),
+		run(["ip", "route", "show", "table", "all"]),
+		run(["ip", "rule"]),
+		run(["nft", "-s", "list", "ruleset"]),
+		run(["sysctl", "-e", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.bridge", "vm.overcommit_memory"]),
+	]);
 
 	const hashes = new Map(lines(hashed).map((line) => [line.slice(66), line.slice(0, 64)]));
 	return {
@@ -97,9 +90,7 @@ export async function snapshotOf(run: Run, exclude: readonly string[]): Promise<
 		]),
 		nftables: counted(lines(ruleset)),
 		settings: record(lines(settings).map((line) => line.split(" = ") as [string, string])),
-		processes: counted(
-			lines(processes).filter((name) => !["ps", "nsenter", "sh", "find", "xargs", "sha256sum"].includes(name)),
-		),
+		processes: counted(processes),
 	};
 }
 

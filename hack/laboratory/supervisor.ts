@@ -1,6 +1,6 @@
 /**
  * Runs one host for as long as it is on: boots it, and boots it again when it asks for a reboot.
- * Arguments: the lab's name and the host's. Started detached by `Lab.start`; ends when the host powers off or is killed.
+ * Arguments: the lab's name and the host's. Started detached by `Lab.start`; ends when the host powers off or, on SIGTERM, is cut off.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -11,7 +11,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { makeCgroups, removeCgroups } from "./cgroups.ts";
 import { type MachineRecord, machineFile, nspawnArguments } from "./machine.ts";
 import { connectHost } from "./network.ts";
-import { children, isAlive, isNamespaceInit, processId } from "./processes.ts";
+import { children, isAlive, isNamespaceInit, kill, type ProcessId, processId } from "./processes.ts";
 import { LabNames, readRecord, writeJson } from "./record.ts";
 
 /** What nspawn ends with, under --keep-unit, when the system inside asked for a reboot. */
@@ -32,7 +32,15 @@ const root = path.join(directory, "root");
 const console = openSync(path.join(directory, "console.log"), "a");
 const file = machineFile(names, hostName);
 
-for (let boot = 1; ; boot++) {
+/** Power off: nothing boots again, and what runs is killed at once. Killing PID 1 kills all that is in its PID namespace. */
+let off = false;
+let running: { nspawn: ProcessId; leader?: ProcessId } | undefined;
+process.on("SIGTERM", () => {
+	off = true;
+	kill(running?.leader ?? running?.nspawn);
+});
+
+for (let boot = 1; !off; boot++) {
 	const record = await readRecord(names);
 	const host = record?.hosts.find(({ name }) => name === hostName);
 	if (record === undefined || host === undefined) break;
@@ -57,6 +65,8 @@ for (let boot = 1; ; boot++) {
 	);
 	const ended = once(child, "exit") as Promise<[number | null]>;
 	const nspawn = processId(child.pid ?? 0);
+	running = { nspawn };
+	if (off) kill(nspawn);
 	const state: MachineRecord = { boot, supervisor: processId(process.pid), nspawn, leader: undefined, exit: undefined };
 	await writeJson(file, state);
 
@@ -65,7 +75,11 @@ for (let boot = 1; ; boot++) {
 		leader = children(nspawn.pid).find(isNamespaceInit);
 		if (leader === undefined) await sleep(5);
 	}
-	if (leader !== undefined) await writeJson(file, { ...state, leader: processId(leader) });
+	if (leader !== undefined) {
+		running = { nspawn, leader: processId(leader) };
+		if (off) kill(running.leader);
+		await writeJson(file, { ...state, leader: running.leader });
+	}
 
 	const [code] = await ended;
 	await writeJson(file, { ...state, exit: code ?? 137 });

@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { networkInterfaces, tmpdir } from "node:os";
 import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { differences, Lab } from "../../hack/laboratory/lab.ts";
 import { run } from "../../hack/lib/exec.ts";
@@ -62,7 +63,33 @@ test("the firewall lets hosts out to the provider's 443 only, and nothing in", a
 	expect(Date.now() - started).toBeLessThan(3000);
 });
 
-test("cut swallows what an open connection sends, and heal lets it go on", async () => {
+test("a cut swallows what an open connection sends, and heal lets it go on", async () => {
+	await lab.run("mgmt", ["systemctl", "stop", "listen-443"]);
+	await lab.run("mgmt", [
+		"systemd-run",
+		"-qG",
+		"--unit=sink",
+		"socat",
+		"-u",
+		"TCP-LISTEN:443,reuseaddr",
+		"CREATE:/tmp/sink",
+	]);
+	const talk = `while sleep 0.1; do echo still here; done | socat -u STDIN TCP:${domain}:443`;
+	await lab.run("host-2", ["systemd-run", "-qG", "--unit=talk", "sh", "-c", talk]);
+	const received = async () => Number(await lab.run("mgmt", ["stat", "-c", "%s", "/tmp/sink"]).catch(() => 0));
+	await expect.poll(received, { timeout: 5000 }).toBeGreaterThan(0);
+	await lab.cut();
+	const before = await received();
+	await sleep(700);
+	expect(await received()).toBe(before);
+	await lab.heal();
+	await expect.poll(received, { timeout: 10_000 }).toBeGreaterThan(before + 50);
+	await lab.run("host-2", ["systemctl", "stop", "talk"]);
+	await expect.poll(async () => (await lab.exec("mgmt", ["systemctl", "is-active", "sink"])).code).not.toBe(0);
+	await listen("mgmt", 443);
+});
+
+test("one host is cut, or the whole site", async () => {
 	await lab.cut("host-2");
 	expect((await lab.list()).filter(({ cut }) => cut).map(({ name }) => name)).toEqual(["host-2"]);
 	expect(await dial("host-2", domain, 443)).toBe("");
@@ -88,7 +115,7 @@ test("a reboot, ordered from inside too, keeps the disk and gives a fresh kernel
 	expect(await lab.run("host-1", ["cat", "/root/note"])).toBe("kept\n");
 	expect(await lab.run("host-1", ["nft", "list", "ruleset"])).toBe("");
 	expect((await lab.exec("host-1", ["ip", "link", "show", "left"])).code).not.toBe(0);
-	expect(await lab.run("host-1", ["journalctl", "--list-boots", "--no-pager"])).toMatch(/^-1 /m);
+	expect(await lab.run("host-1", ["journalctl", "--list-boots", "--no-pager"])).toMatch(/^ *-1 /m);
 	expect(await dial("host-1", domain, 443)).toBe("mgmt:443");
 });
 
@@ -97,7 +124,7 @@ test("a power cut ends everything in the host at once, and it comes back with it
 	const before = await lab.run("host-3", ["cat", "/etc/machine-id"]);
 	const { pid } = (await lab.list()).find(({ name }) => name === "host-3") ?? {};
 	await lab.stop("host-3");
-	expect(() => readFileSync(`/proc/${pid}/cmdline`)).toThrow();
+	expect((await run("ps", ["-o", "stat=", "-p", String(pid)], { check: false })).stdout).toMatch(/^(Z.*)?$/);
 	expect((await lab.list()).find(({ name }) => name === "host-3")?.state).toBe("stopped");
 	await expect(lab.exec("host-3", ["true"])).rejects.toMatchObject({ code: "PrerequisiteNotMet" });
 	await lab.start("host-3");
@@ -202,7 +229,7 @@ test("a second lab stands beside it, and down leaves no trace, also of a killed 
 /** Serves `HOST:PORT` to whoever connects. */
 async function listen(host: string, port: number): Promise<void> {
 	await lab.run(host, [
-		...["systemd-run", "-q", `--unit=listen-${port}`],
+		...["systemd-run", "-qG", `--unit=listen-${port}`],
 		...["socat", `TCP-LISTEN:${port},fork,reuseaddr`, `SYSTEM:echo ${host}\\:${port}`],
 	]);
 }
