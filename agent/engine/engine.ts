@@ -10,7 +10,7 @@ import type { Observation, Primitive, StepContext } from "../primitives/primitiv
 import type { BundleSource } from "./bundles.ts";
 import { type RoleFacts, readRoleFacts } from "./facts.ts";
 import { type Journal, Journals } from "./journal.ts";
-import { type RenderedRole, render } from "./pack.ts";
+import { type RenderedRole, render, type Step } from "./pack.ts";
 import { type Action, plan, record } from "./plan.ts";
 
 export interface EngineLog {
@@ -288,7 +288,7 @@ export class Engine {
 		}
 	}
 
-	async #check(run: Run, step: RenderedRole["steps"][number], context: StepContext): Promise<void> {
+	async #check(run: Run, step: Step, context: StepContext): Promise<void> {
 		if (!run.converged) {
 			run.current = step.name;
 			this.#report();
@@ -310,7 +310,7 @@ export class Engine {
 		}
 	}
 
-	async #apply(run: Run, step: RenderedRole["steps"][number], context: StepContext): Promise<void> {
+	async #apply(run: Run, step: Step, context: StepContext): Promise<void> {
 		run.current = step.name;
 		this.#report();
 		const started = this.#options.now();
@@ -334,14 +334,14 @@ export class Engine {
 	}
 
 	/** Remembers what is there and writes that down, before anything is changed. */
-	async #begin(run: Run, step: RenderedRole["steps"][number], context: StepContext): Promise<void> {
+	async #begin(run: Run, step: Step, context: StepContext): Promise<void> {
 		const memory = await primitiveOf(step.use).remember(step.want, context);
 		await this.#write(run, step, "started", undefined, memory);
 	}
 
 	async #write(
 		run: Run,
-		step: RenderedRole["steps"][number],
+		step: Step,
 		state: "started" | "applied",
 		digest: string | undefined,
 		memory?: unknown,
@@ -438,7 +438,7 @@ export class Engine {
 			...(Object.keys(outputs).length > 0 ? { outputs } : {}),
 			...(changing
 				? { done: Math.max(run.toRemove - left, 0), total: run.toRemove }
-				: { done: steps.filter(({ name }) => run.observed.get(name)?.ok).length, total: steps.length }),
+				: { done: steps.filter((step) => isDone(step, journal)).length, total: steps.length }),
 		};
 		if (run.failure) {
 			const { error, step } = run.failure;
@@ -467,6 +467,11 @@ export class Engine {
 		await Promise.race([time, this.#wake.promise]);
 		clearTimeout(timer);
 	}
+}
+
+function isDone(step: Step, journal: Journal | undefined): boolean {
+	const entry = journal?.entries.find(({ name }) => name === step.name);
+	return entry?.state === "applied" && entry.digest === step.digest;
 }
 
 function primitiveOf(use: string): Primitive {

@@ -1,6 +1,5 @@
 import { createReadStream } from "node:fs";
 import { dirname } from "node:path";
-import { pipeline } from "node:stream/promises";
 import { z } from "zod";
 import { digestOf } from "./digest.ts";
 import { makeDirectories, statOf, writeDurable } from "./durable.ts";
@@ -33,11 +32,8 @@ export const binary: Primitive<z.output<typeof binaryWant>, PathMemory> = {
 		await writeDurable(
 			path,
 			async (target) => {
-				await pipeline(
-					createReadStream(source, { highWaterMark: 1 << 20 }),
-					target.createWriteStream({ autoClose: false }),
-					{ signal: context.signal },
-				);
+				for await (const chunk of createReadStream(source, { highWaterMark: 1 << 20, signal: context.signal }))
+					await target.writeFile(chunk);
 			},
 			mode,
 		);

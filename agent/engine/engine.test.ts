@@ -1,0 +1,193 @@
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { stringify } from "yaml";
+import type { RoleStatus } from "../../protocol/facts.ts";
+import type { ReleaseFile, ReleaseManifest } from "../../protocol/release.ts";
+import type { Exec } from "../primitives/exec.ts";
+import type { BundleSource } from "./bundles.ts";
+import { type DesiredRoles, Engine } from "./engine.ts";
+
+let root: string;
+beforeEach(() => {
+	root = mkdtempSync(join(tmpdir(), "engine-"));
+});
+afterEach(() => rmSync(root, { recursive: true, force: true }));
+
+/** A bundle made of texts: `pack/pack.yaml` from an object, everything else as it is. */
+function bundle(pack: object, texts: Record<string, string> = {}): BundleSource {
+	const contents = new Map(
+		Object.entries({ ...texts, "pack/pack.yaml": stringify({ schema: 1, name: "r", ...pack }) }),
+	);
+	const files = [...contents].map(([path, text]): ReleaseFile => {
+		const sha256 = createHash("sha256").update(text).digest("hex");
+		writeFileSync(join(root, sha256), text);
+		return { path, sha256, size: Buffer.byteLength(text), kind: path.startsWith("pack/") ? "pack" : "binary" };
+	});
+	return {
+		manifest: async (name, version) =>
+			({ schema: 1, name, version, architecture: "amd64", createdAt: "", components: {}, files }) as ReleaseManifest,
+		blob: async ({ sha256 }) => join(root, sha256),
+	};
+}
+
+const parameters = {
+	type: "object",
+	properties: { greeting: { type: "string", default: "hello" }, token: { type: "string" } },
+};
+const steps = () => [
+	{ name: "place", use: "directory", with: { path: join(root, "host/etc/role"), purge: true } },
+	{
+		name: "greeting",
+		use: "file",
+		with: { path: join(root, "host/etc/role/greeting"), content: "{{parameters.greeting}}" },
+	},
+	{ name: "motd", use: "file", with: { path: join(root, "host/motd"), content: "changed", mode: "0600" } },
+	{ name: "program", use: "binary", with: { path: join(root, "host/usr/bin/tool"), blob: "bin/tool" } },
+	{ name: "call", use: "command", with: { run: ["tool", "go"] } },
+];
+const role = (version = "v1", more: Record<string, unknown> = {}): DesiredRoles => ({
+	roles: [{ name: "r", version, parameters: more }],
+	paused: false,
+	validUntil: 1e12,
+});
+const none: DesiredRoles = { roles: [], paused: false, validUntil: 1e12 };
+
+interface Harness {
+	readonly engine: Engine;
+	readonly seen: RoleStatus[][];
+	readonly stop: () => Promise<void>;
+}
+let harnesses: Harness[] = [];
+afterEach(async () => {
+	for (const { stop } of harnesses) await stop();
+	harnesses = [];
+});
+
+function start(bundles: BundleSource, exec: Exec, desired?: DesiredRoles): Harness {
+	const quiet = () => {};
+	const engine = new Engine({
+		stateDir: join(root, "state"),
+		bundles,
+		exec,
+		random: () => 0,
+		recheckMs: 50,
+		log: { info: quiet, warn: quiet, error: quiet },
+		facts: () => ({ cgroup: "v2" }) as never,
+	});
+	const seen: RoleStatus[][] = [];
+	engine.onStatus((roles) => seen.push(roles));
+	if (desired) engine.setDesired(desired);
+	const abort = new AbortController();
+	const running = engine.run(abort.signal);
+	const harness = {
+		engine,
+		seen,
+		stop: async () => {
+			abort.abort();
+			await running;
+		},
+	};
+	harnesses.push(harness);
+	return harness;
+}
+const ok: Exec = async () => ({ code: 0, stdout: "", stderr: "" });
+const reaches = (engine: Engine, phase: string | undefined) =>
+	vi.waitFor(() => expect(engine.status()[0]?.phase).toBe(phase), { timeout: 5000, interval: 5 });
+const host = (path: string) => join(root, "host", path);
+
+describe("Engine", () => {
+	beforeEach(() => {
+		mkdirSync(host(""));
+		writeFileSync(host("motd"), "as found", { mode: 0o644 });
+	});
+
+	it("applies a role, repairs drift, follows a change, and leaves the host as it was found", async () => {
+		const { engine, seen } = start(bundle({ parameters, steps: steps() }, { "bin/tool": "#!" }), ok, role());
+		await reaches(engine, "Applied");
+		expect(readFileSync(host("etc/role/greeting"), "utf8")).toBe("hello");
+		expect(readFileSync(host("usr/bin/tool"), "utf8")).toBe("#!");
+		expect(engine.status()[0]).toMatchObject({ done: 5, total: 5, version: "v1" });
+		expect(seen.flat().map(({ step }) => step)).toContain("greeting");
+
+		writeFileSync(host("motd"), "drifted");
+		await vi.waitFor(() => expect(readFileSync(host("motd"), "utf8")).toBe("changed"));
+
+		engine.setDesired(role("v1", { greeting: "good day" }));
+		await vi.waitFor(() => expect(readFileSync(host("etc/role/greeting"), "utf8")).toBe("good day"));
+
+		writeFileSync(host("etc/role/left-by-a-program"), "x");
+		engine.setDesired(none);
+		await reaches(engine, undefined);
+		expect(readFileSync(host("motd"), "utf8")).toBe("as found");
+		expect([existsSync(host("etc")), existsSync(host("usr"))]).toEqual([false, false]);
+		expect(existsSync(join(root, "state/roles/r.before"))).toBe(false);
+	});
+
+	it("says what failed and why, goes on trying, and goes on when it is fixed", async () => {
+		let broken = true;
+		const exec: Exec = async () => {
+			if (broken) throw new Error("the disk said no to s3cret");
+			return { code: 0, stdout: "", stderr: "" };
+		};
+		const bundles = bundle({ parameters, secrets: ["token"], steps: steps() }, { "bin/tool": "#!" });
+		const { engine } = start(bundles, exec, role("v1", { token: "s3cret" }));
+		await reaches(engine, "Failed");
+		expect(engine.status()[0]).toMatchObject({ step: "call", reason: "Internal", done: 4, total: 5 });
+		expect(engine.status()[0]?.message).toContain("the disk said no to [secret]");
+		broken = false;
+		await reaches(engine, "Applied");
+	});
+
+	it("goes on after a crash in the middle of a step, and still knows what was there before it", async () => {
+		const crash: Exec = () => new Promise((_, reject) => setTimeout(() => reject(new Error("killed")), 20));
+		const bundles = bundle({ parameters, steps: steps() }, { "bin/tool": "#!" });
+		const first = start(bundles, crash, role());
+		await vi.waitFor(() => expect(existsSync(host("usr/bin/tool"))).toBe(true));
+		await first.stop();
+		const second = start(bundles, ok, role());
+		await reaches(second.engine, "Applied");
+		await second.stop();
+		// The bundle is gone and the role with it: the journal is enough to undo it.
+		const gone: BundleSource = {
+			manifest: () => Promise.reject(new Error("no")),
+			blob: () => Promise.reject(new Error("no")),
+		};
+		const third = start(gone, ok, none);
+		await reaches(third.engine, undefined);
+		await vi.waitFor(() => expect(readFileSync(host("motd"), "utf8")).toBe("as found"));
+		await vi.waitFor(() => expect(existsSync(host("usr"))).toBe(false));
+	});
+
+	it("changes nothing before it was told anything, while paused, and after the document ended", async () => {
+		const bundles = bundle({ parameters, steps: steps() }, { "bin/tool": "#!" });
+		const { engine } = start(bundles, ok);
+		engine.setDesired({ ...role(), paused: true });
+		await new Promise((resolve) => setTimeout(resolve, 50));
+		engine.setDesired({ ...role(), validUntil: Date.now() / 1000 - 1 });
+		await new Promise((resolve) => setTimeout(resolve, 50));
+		expect(readFileSync(host("motd"), "utf8")).toBe("as found");
+		expect(engine.status()).toMatchObject([{ phase: "Pending" }]);
+		engine.setDesired(role());
+		await reaches(engine, "Applied");
+	});
+
+	it("does not wait for a step of a role that was taken away", async () => {
+		const stuck: Exec = (_file, _args, { signal } = {}) =>
+			new Promise((_, reject) => signal?.addEventListener("abort", () => reject(signal.reason)));
+		const { engine } = start(bundle({ parameters, steps: steps() }, { "bin/tool": "#!" }), stuck, role());
+		await vi.waitFor(() => expect(engine.status()[0]?.step).toBe("call"));
+		engine.setDesired(none);
+		await reaches(engine, undefined);
+		expect(readFileSync(host("motd"), "utf8")).toBe("as found");
+	});
+
+	it("names bad parameters", async () => {
+		const { engine } = start(bundle({ parameters, steps: steps() }), ok, role("v1", { greeting: 7 }));
+		await reaches(engine, "Failed");
+		expect(engine.status()[0]).toMatchObject({ reason: "InvalidInput" });
+		expect(engine.status()[0]?.message).toContain("greeting");
+	});
+});
