@@ -1,0 +1,4 @@
+import { runService } from "../kit/service.ts";
+import { artifactsService } from "./service.ts";
+
+await runService(artifactsService);
