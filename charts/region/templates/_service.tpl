@@ -30,6 +30,8 @@ metadata:
   namespace: {{ $root.Release.Namespace }}
   labels:
     {{- include "region.labels" . | nindent 4 }}
+  annotations:
+    {{- include "region.scoring" . | nindent 4 }}
 spec:
   replicas: {{ $replicas }}
   revisionHistoryLimit: 3
@@ -129,6 +131,7 @@ spec:
               memory: {{ add 40 (div $heap 4) }}Mi
               ephemeral-storage: 16Mi
             limits:
+              cpu: "2"
               memory: {{ add 160 $heap }}Mi
               ephemeral-storage: 256Mi
           securityContext:
