@@ -242,7 +242,8 @@ describe("joining", () => {
 			await chmod(join(bin, name), 0o755);
 		};
 		// A machine without systemd and dpkg's database: what the script asks for is played, what it fetches is real.
-		await stub("id", "echo 0");
+		await stub("id", "echo 1000");
+		await stub("sudo", '"$@"');
 		await stub("systemctl", ":");
 		await stub(
 			"dpkg",

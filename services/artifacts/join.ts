@@ -106,14 +106,18 @@ fail() {
 get() {
 	curl -fsSk --retry 3 --connect-timeout 15 --pinnedpubkey '${pin}' -H "@$work/header" -o "$work/$2" "https://${domain}$1" ||
 		fail "can't download $1" "If the token has expired, ask for a new command: gp host join-command" \\
-			"Behind a proxy, set https_proxy first (and use sudo -E)."
+			"Behind a proxy, set https_proxy first."
 	echo "$3  $work/$2" | sha256sum -c --status - ||
 		fail "$2 is not what the region announced" \\
 			"Run the command again; if it stays, something between here and the region changes downloads."
 }
 
 main() {
-	[ "$(id -u)" = 0 ] || fail "this must run as root" "Put sudo before sh: … | sudo -E sh"
+	sudo=
+	if [ "$(id -u)" != 0 ]; then
+		sudo=sudo
+		command -v sudo >/dev/null || fail "this needs root, and there is no sudo" "Run the command as root."
+	fi
 	for tool in curl dpkg systemctl sha256sum; do
 		command -v "$tool" >/dev/null || fail "$tool is missing" "Groundplane hosts are Debian or Ubuntu with systemd."
 	done
@@ -135,13 +139,13 @@ main() {
 		case $proxy in
 		*[!-A-Za-z0-9._~:/?#@!$\\&\\'\\(\\)*+,\\;=%]*) fail "https_proxy is not a URL" "Percent-encode what is unusual in it." ;;
 		esac
-		printf 'https_proxy="%s"\\n' "$proxy" >/etc/default/groundplane-agent
+		printf 'https_proxy="%s"\\n' "$proxy" | $sudo sh -c 'umask 077; cat >/etc/default/groundplane-agent'
 		echo "The agent will use the proxy in https_proxy, kept in /etc/default/groundplane-agent."
 	fi
 
 	echo "Installing …"
-	umask 022
-	DEBIAN_FRONTEND=noninteractive dpkg -i "$work/agent.deb" "$work/config.deb" >"$work/log" 2>&1 || {
+	$sudo sh -c 'umask 022; DEBIAN_FRONTEND=noninteractive exec dpkg -i "$@"' sh "$work/agent.deb" "$work/config.deb" \\
+		>"$work/log" 2>&1 || {
 		cat "$work/log" >&2
 		fail "the packages could not be installed" "If something they depend on is missing: apt-get -f install"
 	}
@@ -152,7 +156,7 @@ main() {
 		sleep 0.5
 	done
 	if [ -e /etc/groundplane/join-token ]; then
-		journalctl -u gp-agent.service -n 15 --no-pager -o cat >&2 || true
+		$sudo journalctl -u gp-agent.service -n 15 --no-pager -o cat >&2 || true
 		fail "installed, but not enrolled yet; the agent keeps trying" "Follow it: journalctl -fu gp-agent"
 	fi
 	echo "This machine is enrolled in region ${region}. See it there with: gp host list"

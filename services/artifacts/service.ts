@@ -147,6 +147,9 @@ export const artifactsService = defineService({
 			app: (app: Express) => {
 				app.use(api.router(auth));
 
+				app.get("/artifacts/v1/ca.crt", (_request, response) => {
+					response.type("application/x-pem-file").set("cache-control", "no-cache").send(tls.current.ca);
+				});
 				app.get("/artifacts/v1/bundles/:name/:version/manifest.jws", hostsOrUsers, (request, response) => {
 					const { jws } = bundles.get(String(request.params.name), String(request.params.version));
 					response.type("application/jose").set("cache-control", "no-cache").send(jws);
