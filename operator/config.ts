@@ -20,6 +20,7 @@ const json = <T extends z.ZodType>(schema: T) =>
 /** The operator's environment. Everything has a default but what can't be guessed. */
 const environment = z.object({
 	GROUNDPLANE_NAMESPACE: z.string().min(1).default("groundplane-system"),
+	OPERATOR_SERVICE_ACCOUNT: z.string().min(1).default("groundplane-operator"),
 	/** Unique to the process: the pod's name. */
 	POD_NAME: z.string().min(1).default("operator"),
 	/** Version of the platform: of the chart and of the images. */
@@ -33,7 +34,7 @@ const environment = z.object({
 	/** The operator's own version when empty. */
 	IMAGE_TAG: z.string().default(""),
 	IMAGE_PULL_POLICY: z.enum(["IfNotPresent", "Always", "Never"]).default("IfNotPresent"),
-	IMAGE_PULL_SECRETS: json(z.array(z.strictObject({ name: z.string() }))).default([]),
+	IMAGE_PULL_SECRETS: json(z.array(z.strictObject({ name: z.string().min(1) }))).default([]),
 	/** Public keys that sign release bundles (RFC 7517, JSON). */
 	RELEASE_JWKS: json(z.looseObject({ keys: z.array(z.record(z.string(), z.unknown())).min(1) })),
 	BUNDLES: json(z.array(bundle)).default([]),
@@ -46,6 +47,7 @@ const environment = z.object({
 export interface OperatorConfig {
 	/** Namespace of the core. */
 	readonly namespace: string;
+	readonly serviceAccount: string;
 	readonly podName: string;
 	readonly version: string;
 	readonly chart: string;
@@ -57,7 +59,7 @@ export interface OperatorConfig {
 		readonly registry: string;
 		readonly tag: string;
 		readonly pullPolicy: string;
-		readonly pullSecrets: readonly { readonly name: string }[];
+		readonly pullSecrets: readonly string[];
 	};
 	/** JSON Web Key Set, as text. */
 	readonly releaseJwks: string;
@@ -80,6 +82,7 @@ export function readConfig(env: NodeJS.ProcessEnv): OperatorConfig {
 	const e = parsed.data;
 	return {
 		namespace: e.GROUNDPLANE_NAMESPACE,
+		serviceAccount: e.OPERATOR_SERVICE_ACCOUNT,
 		podName: e.POD_NAME,
 		version: e.VERSION,
 		chart: e.REGION_CHART,
@@ -90,7 +93,7 @@ export function readConfig(env: NodeJS.ProcessEnv): OperatorConfig {
 			registry: e.IMAGE_REGISTRY,
 			tag: e.IMAGE_TAG === "" ? e.VERSION : e.IMAGE_TAG,
 			pullPolicy: e.IMAGE_PULL_POLICY,
-			pullSecrets: e.IMAGE_PULL_SECRETS,
+			pullSecrets: e.IMAGE_PULL_SECRETS.map(({ name }) => name),
 		},
 		releaseJwks: JSON.stringify(e.RELEASE_JWKS),
 		bundles: e.BUNDLES,

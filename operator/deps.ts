@@ -19,6 +19,8 @@ export interface ControllerDeps {
 	};
 	readonly events: EventRecorder;
 	readonly log: Logger;
+	/** Number of this operator's holding of the Lease; a later one has a higher number. */
+	readonly epoch: number;
 	/** Milliseconds since the epoch. */
 	readonly now: () => number;
 	readonly random: () => number;

@@ -78,6 +78,8 @@ interface RequestOptions {
 	body?: unknown;
 	contentType?: string;
 	headers?: Record<string, string>;
+	/** Whether 429 is retried here. Not where it has a meaning of its own: an eviction that a PodDisruptionBudget forbids. */
+	retryThrottled?: boolean;
 	signal?: AbortSignal | undefined;
 }
 
@@ -359,7 +361,7 @@ export class KubeClient {
 			if (code >= 200 && code < 300) return response;
 			const status = statusOf(await textOf(response), code);
 			const retryAfter = Number(response.headers["retry-after"] ?? Number.NaN) * 1000;
-			if (code === 429 && attempt < maxThrottledRetries) {
+			if (code === 429 && options.retryThrottled !== false && attempt < maxThrottledRetries) {
 				const wait = Math.min(maxRetryAfter, Number.isFinite(retryAfter) ? retryAfter : 1000);
 				await delay(wait * (1 + Math.random() / 2), undefined, { signal: options.signal });
 				continue;

@@ -25,13 +25,15 @@ export interface LeaseOptions {
 /**
  * Leader election on a `Lease`, as client-go does it: waits for the lease, runs `lead` while it holds it, and gives it back.
  *
+ * `lead` is told its epoch, the Lease's `leaseTransitions`: a fencing token that grows with every holder.
+ *
  * Returns when `signal` aborted or `lead` ended. When the lease is lost, `lead`'s signal is aborted and an error is thrown at once:
  * the process should exit, because what `lead` still has under way can't be trusted to stop in time.
  */
 export async function runWithLease(
 	options: LeaseOptions,
 	signal: AbortSignal,
-	lead: (signal: AbortSignal) => Promise<void>,
+	lead: (signal: AbortSignal, holding: { epoch: number }) => Promise<void>,
 ): Promise<void> {
 	const { name, identity, retryPeriod = 2000, random = Math.random, log } = options;
 	const elector = new Elector(options);
@@ -58,7 +60,7 @@ export async function runWithLease(
 		}
 	})();
 	try {
-		await Promise.race([lead(leading), lost]);
+		await Promise.race([lead(leading, { epoch: elector.epoch }), lost]);
 	} finally {
 		leaderStatus.set({ name }, 0);
 		stop.abort();
@@ -84,6 +86,11 @@ class Elector {
 		this.#duration = options.leaseDuration ?? 15_000;
 	}
 
+	/** Number of the holding: every later holder has a higher one. */
+	get epoch(): number {
+		return this.#held?.spec?.leaseTransitions ?? 0;
+	}
+
 	/** Takes or renews the lease. False when another one holds it or it could not be written. */
 	async tryHold(signal: AbortSignal): Promise<boolean> {
 		const { client, namespace, name, identity, log, renewDeadline = 10_000 } = this.#options;
@@ -94,7 +101,9 @@ class Elector {
 			// Its own lease is renewed without reading it first; a conflict then says that somebody else wrote.
 			const lease = this.#held ?? (await client.find(leases, name, namespace, { signal: within }));
 			if (lease === undefined) {
-				this.#held = await client.create(leases, this.#lease({}, 0), { signal: within });
+				// Minutes since 1970, not 0: a Lease that was deleted and made again still has a higher epoch than the old one.
+				const first = Math.floor(Date.now() / 60_000);
+				this.#held = await client.create(leases, this.#lease({}, first), { signal: within });
 			} else {
 				const mine = lease.spec?.holderIdentity === identity;
 				if (!mine && this.#isValid(lease)) {
