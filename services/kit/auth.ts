@@ -17,6 +17,8 @@ export interface User {
 	readonly id: string;
 	readonly name: string;
 	readonly roles: readonly Role[];
+	/** When the access token ends, in milliseconds since the epoch: long streams end with it. */
+	readonly expiresAt: number;
 }
 
 export interface Auth {
@@ -38,7 +40,7 @@ export function userOf(request: IncomingMessage): User {
 export const mayDo = (user: User, allowed: readonly Role[]): boolean =>
 	user.roles.some((held) => held === "admin" || allowed.length === 0 || allowed.includes(held));
 
-const claims = z.object({ sub: z.string(), name: z.string(), roles: z.array(z.string()) });
+const claims = z.object({ sub: z.string(), name: z.string(), roles: z.array(z.string()), exp: z.number() });
 
 /** The region's published keys, fetched from auth when they are first needed and when an unknown key id turns up. */
 export const remoteKeys = (jwksUrl: string, internal: InternalFetch): JWTVerifyGetKey =>
@@ -71,8 +73,8 @@ export function createAuth(
 				typ: "at+jwt",
 				clockTolerance: 10,
 			});
-			const { sub, name, roles: held } = claims.parse(payload);
-			return { id: sub, name, roles: roles.filter((known) => held.includes(known)) };
+			const { sub, name, roles: held, exp } = claims.parse(payload);
+			return { id: sub, name, roles: roles.filter((known) => held.includes(known)), expiresAt: exp * 1000 };
 		} catch (cause) {
 			if (cause instanceof errors.JWTExpired) throw unauthenticated("The access token has expired.", cause);
 			if (cause instanceof errors.JOSEError && !(cause instanceof errors.JWKSTimeout)) {

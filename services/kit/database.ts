@@ -153,6 +153,8 @@ function explaining(pool: pg.Pool, explain: (cause: unknown) => unknown): Postgr
 				const client = await pool.connect();
 				if (!wrapped.has(client)) {
 					wrapped.add(client);
+					// The pool listens while a client is idle only. A connection that breaks in use shows in its next query.
+					client.on("error", () => {});
 					const query = client.query.bind(client) as (...input: unknown[]) => Promise<unknown>;
 					client.query = (async (...input: unknown[]) => {
 						try {

@@ -4,6 +4,7 @@ import type { AddressInfo, Server as NetServer } from "node:net";
 import type { Duplex } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Express } from "express";
+import { register as defaultRegistry } from "prom-client";
 import type { z } from "zod";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { type ConfigOf, type Environment, loadConfig } from "./config.ts";
@@ -105,7 +106,9 @@ export async function startService<Shape extends z.ZodRawShape>(
 			signal: stopping,
 			fail: (error) => failure.abort(asGroundplaneError(error)),
 		});
-		const server = started.listen === false ? undefined : httpsServer(started, { tls, log: serviceLog, metrics });
+		const upgraded = new Set<Duplex>();
+		const server =
+			started.listen === false ? undefined : httpsServer(started, { tls, log: serviceLog, metrics, upgraded });
 		if (server) await listen(server, port);
 		parts = started;
 		const running = { port: server ? portOf(server) : 0, healthPort: portOf(health) };
@@ -115,7 +118,7 @@ export async function startService<Shape extends z.ZodRawShape>(
 				await new Promise((resolve) => stopping.addEventListener("abort", resolve, { once: true }));
 			serviceLog.info("stopping");
 			await delay(failure.signal.aborted ? 0 : lameDuckMs);
-			if (server) await close(server, DRAIN_MS);
+			if (server) await close(server, DRAIN_MS, upgraded);
 			await started.stop?.();
 			await close(health, 0);
 			serviceLog.info("stopped");
@@ -148,7 +151,7 @@ export async function runService<Shape extends z.ZodRawShape>(definition: Servic
 
 function httpsServer(
 	{ app, onRequest, onUpgrade, requestClientCert = false }: ServiceParts,
-	{ tls, log, metrics }: { tls: TlsFiles; log: Log; metrics: Metrics },
+	{ tls, log, metrics, upgraded }: { tls: TlsFiles; log: Log; metrics: Metrics; upgraded: Set<Duplex> },
 ): Server {
 	const express = createApp(app ?? (() => {}), { log, metrics });
 	const server = createHttpsServer(
@@ -169,6 +172,8 @@ function httpsServer(
 		},
 	);
 	server.on("upgrade", (request, socket, head) => {
+		upgraded.add(socket);
+		socket.once("close", () => upgraded.delete(socket));
 		if (onUpgrade) onUpgrade(request, socket, head);
 		else socket.end("HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n");
 	});
@@ -194,7 +199,12 @@ function healthServer(metrics: Metrics, ready: () => ServiceParts | undefined): 
 				return failed.length > 0 ? answer(503, `not ready:\n${failed.join("\n")}\n`) : answer(200, "ok\n");
 			}
 			case "/metrics":
-				return answer(200, await metrics.registry.metrics(), metrics.registry.contentType);
+				// The default registry holds what operator/kube counts.
+				return answer(
+					200,
+					`${await metrics.registry.metrics()}${await defaultRegistry.metrics()}`,
+					metrics.registry.contentType,
+				);
 			default:
 				return answer(404, "not found\n");
 		}
@@ -235,10 +245,13 @@ async function listen(server: NetServer, port: number): Promise<void> {
 const portOf = (server: NetServer) => (server.address() as AddressInfo).port;
 
 /** Stops accepting, waits for requests under way for `drainMs`, then cuts what is left. */
-async function close(server: Server, drainMs: number): Promise<void> {
+async function close(server: Server, drainMs: number, upgraded: ReadonlySet<Duplex> = new Set()): Promise<void> {
 	const closed = new Promise<void>((resolve) => server.close(() => resolve()));
 	server.closeIdleConnections();
-	const timer = setTimeout(() => server.closeAllConnections(), drainMs);
+	const timer = setTimeout(() => {
+		server.closeAllConnections();
+		for (const socket of upgraded) socket.destroy();
+	}, drainMs);
 	await closed;
 	clearTimeout(timer);
 }
