@@ -64,8 +64,6 @@ beforeAll(async () => {
 			}),
 		);
 	}
-	await kubectl(["apply", "--server-side", "-f", join(charts.groundplane, "files", "crds")]);
-	await kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]);
 });
 
 afterAll(async () => {
@@ -161,10 +159,18 @@ describe("releases", () => {
 	const get = async (...args: string[]) => JSON.parse(await kubectl(["get", "-o", "json", ...args]));
 	const flags = () => ["--kubeconfig", api.kubeconfig];
 
+	const install = () => [
+		"upgrade",
+		"--install",
+		"groundplane",
+		charts.groundplane,
+		"-n",
+		"groundplane-system",
+		...flags(),
+	];
+
 	test("the core is installed, upgraded, rolled back and uninstalled, and the custom resources stay", async () => {
-		await kubectl(["delete", "crd", "--all"]);
-		const install = ["upgrade", "--install", "groundplane", charts.groundplane, "-n", "groundplane-system", ...flags()];
-		await helm(install, coreValues);
+		await helm(install(), coreValues);
 		await kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]);
 		const crds = await get("crd");
 		expect(crds.items.map((crd: { metadata: { name: string } }) => crd.metadata.name)).toEqual([
@@ -172,17 +178,18 @@ describe("releases", () => {
 			"hosts.groundplane.io",
 			"regions.groundplane.io",
 		]);
-		await helm(install, fullCore);
+		await helm(install(), fullCore);
 		expect((await get("-n", "groundplane-system", "deploy", "edge")).spec.replicas).toBe(2);
 		await helm(["rollback", "groundplane", "1", "-n", "groundplane-system", ...flags()]);
 		expect((await get("-n", "groundplane-system", "deploy", "edge")).spec.replicas).toBe(1);
 		await helm(["uninstall", "groundplane", "-n", "groundplane-system", "--wait=hookOnly", ...flags()]);
 		expect((await get("crd")).items).toHaveLength(3);
 		// What was kept is taken over by the next installation.
-		await helm(install, coreValues);
+		await helm(install(), coreValues);
 	});
 
 	test("the operator's account installs, upgrades and rolls back a region with no more rights than it has", async () => {
+		await helm(install(), coreValues);
 		const kubeconfig = join(directory, "operator.kubeconfig");
 		await writeFile(kubeconfig, kubeconfigOf(await api.serviceAccount("groundplane-system", "groundplane-operator")));
 		const operator = async (args: readonly string[], input?: string) =>
@@ -218,7 +225,7 @@ describe("releases", () => {
 		await bind("region-demo");
 
 		const flags = ["-n", "region-demo", "--kubeconfig", kubeconfig];
-		await helm(["upgrade", "--install", "region", charts.region, ...flags], regionValues);
+		await helm(["upgrade", "--install", "region", charts.region, ...flags], { ...regionValues, storageClass: "fast" });
 		const before = await get("-n", "region-demo", "deploy", "tunnel");
 		expect(before.spec.replicas).toBe(1);
 		await helm(["upgrade", "region", charts.region, ...flags], fullRegion);

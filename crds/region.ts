@@ -11,6 +11,15 @@ import {
 	quantity,
 } from "./common.ts";
 
+/** Size of a volume: it can be raised where the StorageClass lets volumes grow, never lowered (Kubernetes can't shrink one). */
+const volumeSize = (size: string) =>
+	quantity
+		.max(32)
+		.meta(
+			cel({ rule: "quantity(self).compareTo(quantity(oldSelf)) >= 0", message: "a volume can grow but not shrink" }),
+		)
+		.default(size);
+
 /** What a customer's region should be. */
 export const regionSpec = z
 	.object({
@@ -47,18 +56,18 @@ export const regionSpec = z
 			.describe("The gateways that hosts dial."),
 		database: z
 			.object({
-				storage: quantity.default("5Gi").describe("Size of PostgreSQL's volume."),
+				storage: volumeSize("5Gi").describe("Size of PostgreSQL's volume."),
 				memory: quantity.default("512Mi").describe("Memory limit of PostgreSQL."),
 			})
 			.prefault({})
 			.describe("The region's PostgreSQL."),
 		bus: z
-			.object({ storage: quantity.default("1Gi").describe("Size of JetStream's volume.") })
+			.object({ storage: volumeSize("1Gi").describe("Size of JetStream's volume.") })
 			.prefault({})
 			.describe("The region's NATS JetStream."),
 		monitoring: z
 			.object({
-				storage: quantity.default("5Gi").describe("Size of Prometheus' volume."),
+				storage: volumeSize("5Gi").describe("Size of Prometheus' volume."),
 				retention: duration.default("360h").describe("How long Prometheus keeps samples."),
 				scrapeInterval: duration.default("30s").describe("How often the plane's own services are scraped."),
 				hostScrapeInterval: duration
@@ -80,7 +89,9 @@ export const regionSpec = z
 			.string()
 			.max(253)
 			.optional()
-			.describe("StorageClass of all volumes; the cluster's default when empty."),
+			.describe(
+				"StorageClass of all volumes; the cluster's default when empty. It can't be changed: volumes can't move.",
+			),
 		quota: z
 			.object({
 				cpu: quantity.default("8").describe("Sum of CPU requests in the region's namespace."),
@@ -103,6 +114,12 @@ export const regionSpec = z
 			.prefault({})
 			.describe("Rules for the region's hosts."),
 	})
+	.meta(
+		cel({
+			rule: "has(self.storageClass) == has(oldSelf.storageClass) && (!has(self.storageClass) || self.storageClass == oldSelf.storageClass)",
+			message: "storageClass can't be changed: volumes can't move; make a new region instead",
+		}),
+	)
 	.describe("What the region should be.");
 
 export const regionStatus = z.object({
