@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, mkdtemp, readdir, readFile, readlink, rename, rm, stat, utimes } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, readFile, readlink, rename, rm, stat, utimes } from "node:fs/promises";
 import { homedir } from "node:os";
 import { dirname, join, relative } from "node:path";
 import { pipeline } from "node:stream/promises";
@@ -37,6 +37,8 @@ export async function cached(
 		const temporary = await mkdtemp(`${result}.tmp-`);
 		try {
 			await build(temporary);
+			// mkdtemp makes it private; images and packages carry these modes to where other users read.
+			await chmod(temporary, 0o755);
 			await rename(temporary, result);
 		} finally {
 			await rm(temporary, { recursive: true, force: true });

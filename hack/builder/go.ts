@@ -1,4 +1,5 @@
-import { access, readFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { cached, hashTree, locked } from "./cache.ts";
@@ -15,6 +16,8 @@ export interface GoProgram {
 	/** Needs C: libseccomp for runc. */
 	readonly cgo?: boolean;
 	readonly tags?: readonly string[];
+	/** Links C libraries in, so that the program runs on any distribution. */
+	readonly static?: boolean;
 	/** Values set at link time (`-X`). */
 	readonly set?: Readonly<Record<string, string>>;
 }
@@ -31,7 +34,7 @@ export async function goProgram(program: GoProgram): Promise<string> {
 		"-trimpath",
 		...(program.tags ? ["-tags", program.tags.join(",")] : []),
 		"-ldflags",
-		["-s -w", ...values].join(" "),
+		["-s -w", ...(program.static ? ["-linkmode external -extldflags -static"] : []), ...values].join(" "),
 	];
 	const result = await cached(
 		`go-${program.module}-${name}`,
@@ -75,26 +78,19 @@ export async function moduleVersion(program: GoProgram): Promise<string> {
 	return version;
 }
 
-let goChecked: Promise<unknown> | undefined;
+let goChecked: Promise<void> | undefined;
+
+async function requireGo(): Promise<void> {
+	goChecked ??= checkGo();
+	await goChecked;
+}
 
 /** Go from 1.21 on fetches the toolchain that a go.mod asks for by itself. */
-async function requireGo(): Promise<void> {
-	await (goChecked ??= (async () => {
-		// The place where Go's own installer puts it is often not in root's PATH.
-		if (
-			await access("/usr/local/go/bin/go").then(
-				() => true,
-				() => false,
-			)
-		)
-			process.env.PATH = `${process.env.PATH}:/usr/local/go/bin`;
-		const version = await run("go", ["env", "GOVERSION"], {
-			next: "Install Go 1.21 or newer (https://go.dev/dl): what can't be downloaded is built from Go modules.",
-		});
-		const [, minor = "0"] = /^go1\.(\d+)/.exec(version) ?? [];
-		if (Number(minor) < 21)
-			throw new GroundplaneError("PrerequisiteNotMet", `Go ${version.trim()} is too old`, {
-				next: "Install Go 1.21 or newer (https://go.dev/dl); it fetches the release that is needed by itself.",
-			});
-	})());
+async function checkGo(): Promise<void> {
+	// The place where Go's own installer puts it is often not in root's PATH.
+	if (existsSync("/usr/local/go/bin/go")) process.env.PATH = `${process.env.PATH}:/usr/local/go/bin`;
+	const next = "Install Go 1.21 or newer (https://go.dev/dl): what can't be downloaded is built from Go modules.";
+	const version = await run("go", ["env", "GOVERSION"], { next });
+	const [, minor = "0"] = /^go1\.(\d+)/.exec(version) ?? [];
+	if (Number(minor) < 21) throw new GroundplaneError("PrerequisiteNotMet", `Go ${version.trim()} is too old`, { next });
 }

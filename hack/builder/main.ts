@@ -1,5 +1,7 @@
 import { Command } from "commander";
 import { GroundplaneError } from "../../protocol/errors.ts";
+import { kubernetesBundle } from "./kubernetes.ts";
+import { minors } from "./programs.ts";
 import { say } from "./run.ts";
 import { type ToolName, tool, toolNames } from "./tools.ts";
 
@@ -19,6 +21,16 @@ program
 				});
 		for (const name of names.length > 0 ? (names as ToolName[]) : toolNames)
 			process.stdout.write(`${await tool(name)}\n`);
+	});
+
+program
+	.command("bundle")
+	.description("build the Kubernetes release bundles, and print their directories")
+	.argument("[versions...]", `which ones (${minors.map((minor) => minor.kubernetes).join(", ")}); all by default`)
+	.action(async (versions: string[]) => {
+		for (const minor of minors)
+			if (versions.length === 0 || versions.includes(minor.kubernetes))
+				process.stdout.write(`${await kubernetesBundle(minor)}\n`);
 	});
 
 try {

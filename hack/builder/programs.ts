@@ -68,7 +68,8 @@ export const runcProgram: GoProgram = {
 	module: "runc",
 	package: "github.com/opencontainers/runc",
 	cgo: true,
-	tags: ["seccomp"],
+	static: true,
+	tags: ["seccomp", "netgo", "osusergo"],
 	set: { "main.version": "1.5.2" },
 };
 

@@ -1,0 +1,154 @@
+import { constants, createReadStream, createWriteStream } from "node:fs";
+import { copyFile, cp, link, mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { pipeline } from "node:stream/promises";
+import { createGzip } from "node:zlib";
+import { cacheDirectory, cached, hashTree, locked } from "./cache.ts";
+import { needPackages } from "./packages.ts";
+import { part, run, say } from "./run.ts";
+
+/** One container image: a Containerfile under images/, and what its COPY lines name. */
+export interface Image {
+	/** Folder under images/. */
+	readonly folder: string;
+	/** Reference under which a container runtime knows the image. */
+	readonly reference: string;
+	/** Files and directories of the build context by their name there. Everything else in the folder is part of it too. */
+	readonly files?: Readonly<Record<string, string>>;
+	/** The image that its FROM line names, when that is one of ours. */
+	readonly from?: Image;
+}
+
+const IMAGES = join(import.meta.dirname, "../../images");
+const DEBIAN = "docker.io/library/debian:bookworm-slim";
+
+/** Builds an image, or finds it in the cache: the path of a docker-archive that holds just this reference. */
+export async function imageArchive(image: Image): Promise<string> {
+	const folder = join(IMAGES, image.folder);
+	const base = image.from && (await imageArchive(image.from));
+	const files = await Promise.all(
+		Object.entries(image.files ?? {}).map(async ([name, path]) => [name, await contentKey(path)]),
+	);
+	const slug = image.reference.replace(/:[^:/]*$/, "").replace(/^.*?\//, "");
+	const version = /:([^:/]*)$/.exec(image.reference)?.[1] ?? "latest";
+	const result = await cached(
+		`image-${slug.replaceAll("/", "-")}${version.startsWith("v1.") ? version.slice(0, 5) : ""}`,
+		["docker-archive, gzip", await hashTree(folder), image.reference, files, base ?? "", process.arch],
+		(directory) =>
+			locked("buildah", () =>
+				part(`image ${image.reference}`, async () => {
+					await needPackages("buildah");
+					const context = join(directory, "context");
+					await cp(folder, context, { recursive: true });
+					for (const [name, path] of Object.entries(image.files ?? {})) await place(path, join(context, name));
+					// Containers and unnamed images that an interrupted build left behind.
+					await buildah("rm", "--all");
+					await buildah("rmi", "--prune");
+					await provideBase(base, await readFile(join(folder, "Containerfile"), "utf8"));
+					await buildah(
+						"build",
+						"--quiet",
+						"--pull-never",
+						"--layers=false",
+						// The same files make the same image, whenever it is built.
+						"--timestamp=0",
+						"--tag",
+						image.reference,
+						"--file",
+						join(context, "Containerfile"),
+						context,
+					);
+					const plain = join(directory, "plain.tar");
+					await buildah("push", "--quiet", image.reference, `docker-archive:${plain}:${image.reference}`);
+					await buildah("rmi", "--force", image.reference);
+					await rm(context, { recursive: true });
+					await compressLayers(plain, join(directory, "image.tar"));
+				}),
+			),
+	);
+	return join(result, "image.tar");
+}
+
+async function buildah(command: string, ...args: string[]): Promise<string> {
+	const store = join(cacheDirectory(), "buildah");
+	return run("buildah", ["--root", join(store, "root"), "--runroot", join(store, "run"), command, ...args], {
+		// chroot needs no namespaces or cgroups that a container, or a small virtual machine, may not have.
+		env: { STORAGE_DRIVER: process.getuid?.() === 0 ? "overlay" : "vfs", BUILDAH_ISOLATION: "chroot" },
+	});
+}
+
+/** Puts the image that FROM names into buildah's store: ours from its archive, else Debian. */
+async function provideBase(archive: string | undefined, containerfile: string): Promise<void> {
+	if (archive !== undefined) await buildah("pull", "--quiet", `docker-archive:${archive}`);
+	else if (!containerfile.includes(`FROM ${DEBIAN}`)) return;
+	else if ((await buildah("images", "--quiet", "--filter", `reference=${DEBIAN}`)).trim() === "") await pullDebian();
+}
+
+/**
+ * A docker-archive with gzipped layers, which containerd, docker and podman read as well: it goes over the customer's
+ * line, where a third of the bytes matters more than the time to unpack.
+ */
+async function compressLayers(from: string, to: string): Promise<void> {
+	const folder = `${to}.d`;
+	await mkdir(folder);
+	await run("tar", ["-xf", from, "-C", folder]);
+	await rm(from);
+	const manifest = JSON.parse(await readFile(join(folder, "manifest.json"), "utf8"));
+	const [image] = manifest as [{ Config: string; Layers: string[] }];
+	const layers = await Promise.all(
+		image.Layers.map(async (layer) => {
+			const zipped = `${basename(layer)}.gz`;
+			await pipeline(createReadStream(join(folder, layer)), createGzip(), createWriteStream(join(folder, zipped)));
+			return zipped;
+		}),
+	);
+	await writeFile(join(folder, "manifest.json"), JSON.stringify([{ ...image, Layers: layers }]));
+	const names = ["manifest.json", image.Config, ...new Set(layers)];
+	await run("tar", ["--owner=0", "--group=0", "--mtime=@0", "-cf", to, "-C", folder, ...names]);
+	await rm(folder, { recursive: true });
+}
+
+/** Debian's own image from its registry or, where that can't be reached, the same made of Debian's packages. */
+async function pullDebian(): Promise<void> {
+	try {
+		await buildah("pull", "--quiet", DEBIAN);
+	} catch {
+		say(`${DEBIAN} can't be pulled here: making it of Debian's packages`);
+		const rootfs = await debianRoot();
+		const container = (await buildah("from", "scratch")).trim();
+		await buildah("add", "--quiet", container, rootfs, "/");
+		await buildah("config", "--cmd", "bash", container);
+		await buildah("commit", "--quiet", "--rm", "--timestamp=0", container, DEBIAN);
+	}
+}
+
+async function debianRoot(): Promise<string> {
+	const options = ["--variant=minbase", "--components=main", "--aptopt=Apt::Install-Recommends false"];
+	// What the official slim image leaves out.
+	for (const path of ["doc", "man", "info", "locale", "groff", "lintian", "linda"])
+		options.push(`--dpkgopt=path-exclude=/usr/share/${path}/*`);
+	options.push("--dpkgopt=path-include=/usr/share/doc/*/copyright");
+	const result = await cached("debian", [options, process.arch], (directory) =>
+		part("Debian base system", async () => {
+			await needPackages("mmdebstrap", "/usr/share/keyrings/debian-archive-keyring.gpg");
+			await run("mmdebstrap", [...options, "bookworm", join(directory, "rootfs.tar")], {
+				env: { SOURCE_DATE_EPOCH: "0" },
+				next: "Check that Debian's package mirror can be reached; the build resumes when you run it again.",
+			});
+		}),
+	);
+	return join(result, "rootfs.tar");
+}
+
+/** What is in the cache never changes, so its path is its content. */
+async function contentKey(path: string): Promise<string> {
+	return path.startsWith(join(cacheDirectory(), "build")) ? path : hashTree(path);
+}
+
+/** Puts a file or directory into a build context, shared where the file system can. */
+export async function place(from: string, to: string): Promise<void> {
+	await mkdir(dirname(to), { recursive: true });
+	if ((await stat(from)).isDirectory()) return cp(from, to, { recursive: true, dereference: true });
+	await rm(to, { force: true });
+	await link(from, to).catch(() => copyFile(from, to, constants.COPYFILE_FICLONE));
+}

@@ -1,0 +1,160 @@
+import { basename, join, relative } from "node:path";
+import { GroundplaneError } from "../../protocol/errors.ts";
+import { type BundleFile, createBundle, releaseKey } from "./bundle.ts";
+import { cached, filesUnder, hashTree } from "./cache.ts";
+import { goProgram, moduleVersion } from "./go.ts";
+import { type Image, imageArchive } from "./images.ts";
+import { needPackages } from "./packages.ts";
+import {
+	cniPrograms,
+	containerdPrograms,
+	corednsProgram,
+	etcdProgram,
+	flannelProgram,
+	flannelVersion,
+	kubernetesProgram,
+	type Minor,
+	runcProgram,
+} from "./programs.ts";
+import { part, run } from "./run.ts";
+
+const ROOT = join(import.meta.dirname, "../..");
+const PACK = join(ROOT, "roles/kubernetes");
+
+/**
+ * The Kubernetes release bundle of one minor: a directory with `bundles/kubernetes/VERSION/manifest.jws` and
+ * `blobs/sha256/HEX`. It holds everything that a host needs to become a node without any registry.
+ */
+export async function kubernetesBundle(minor: Minor): Promise<string> {
+	const binaries = await binaryFiles(minor);
+	await checkImageList(minor, binaries);
+	const files = [...binaries, ...(await imageFiles(minor)), ...(await packFiles())];
+	const key = await releaseKey();
+	const containerd = containerdPrograms[0];
+	const components = {
+		kubernetes: minor.kubernetes,
+		etcd: minor.etcd,
+		coredns: minor.coredns,
+		pause: minor.pause,
+		flannel: flannelVersion,
+		runc: await moduleVersion(runcProgram),
+		...(containerd && { containerd: await moduleVersion(containerd) }),
+	};
+	const name = `bundle-kubernetes-${minor.kubernetes.split(".").slice(0, 2).join(".")}`;
+	const inputs = [files, await hashTree(PACK), components, key.publicJwk];
+	return cached(name, inputs, (directory) =>
+		part(`bundle kubernetes ${minor.kubernetes}`, async () => {
+			await createBundle(
+				directory,
+				{ name: "kubernetes", version: minor.kubernetes, components, createdAt: new Date().toISOString(), files },
+				key,
+			);
+		}),
+	);
+}
+
+async function binaryFiles(minor: Minor): Promise<BundleFile[]> {
+	await needPackages("gcc", "pkg-config", "/usr/include/seccomp.h", "/usr/include/stdlib.h");
+	const programs = [
+		kubernetesProgram(minor, "kubeadm"),
+		kubernetesProgram(minor, "kubelet"),
+		kubernetesProgram(minor, "kubectl"),
+		etcdProgram(minor, "etcdctl"),
+		...containerdPrograms,
+		runcProgram,
+	];
+	const files: BundleFile[] = [];
+	for (const program of programs) files.push(binary("bin", await goProgram(program)));
+	for (const program of cniPrograms) files.push(binary("cni", await goProgram(program)));
+	return files;
+}
+
+const binary = (folder: string, source: string): BundleFile => ({
+	path: `${folder}/${basename(source)}`,
+	kind: "binary",
+	source,
+});
+
+async function imageFiles(minor: Minor): Promise<BundleFile[]> {
+	const networkTools: Image = { folder: "network-tools", reference: "groundplane/network-tools:latest" };
+	const components = ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] as const;
+	const registry = "registry.k8s.io";
+	const images: Image[] = [];
+	for (const name of components)
+		images.push({
+			folder: "component",
+			reference: `${registry}/${name}:${minor.kubernetes}`,
+			files: { [`bin/${name}`]: await goProgram(kubernetesProgram(minor, name)) },
+		});
+	images.push(
+		{
+			folder: "component",
+			reference: `${registry}/etcd:${minor.etcd.slice(1)}-0`,
+			files: {
+				"bin/etcd": await goProgram(etcdProgram(minor, "etcd")),
+				"bin/etcdctl": await goProgram(etcdProgram(minor, "etcdctl")),
+				"bin/etcdutl": await goProgram(etcdProgram(minor, "etcdutl")),
+			},
+		},
+		{
+			folder: "coredns",
+			reference: `${registry}/coredns/coredns:${minor.coredns}`,
+			files: { coredns: await goProgram(corednsProgram(minor)) },
+		},
+		{ folder: "pause", reference: `${registry}/pause:${minor.pause}`, files: { pause: await pauseProgram() } },
+		{
+			folder: "kube-proxy",
+			reference: `${registry}/kube-proxy:${minor.kubernetes}`,
+			from: networkTools,
+			files: { "kube-proxy": await goProgram(kubernetesProgram(minor, "kube-proxy")) },
+		},
+		{
+			folder: "flannel",
+			reference: `docker.io/flannel/flannel:${flannelVersion}`,
+			from: networkTools,
+			files: { flanneld: await goProgram(flannelProgram) },
+		},
+	);
+	const files: BundleFile[] = [];
+	for (const image of images) {
+		const name = basename(image.reference).replace(/:.*$/, "");
+		files.push({
+			path: `images/${name}.tar`,
+			kind: "image",
+			reference: image.reference,
+			source: await imageArchive(image),
+		});
+	}
+	return files;
+}
+
+async function pauseProgram(): Promise<string> {
+	const source = join(ROOT, "images/pause/pause.c");
+	const options = ["-Os", "-Wall", "-Werror", "-static", "-s"];
+	const result = await cached("pause", [await hashTree(source), options, process.arch], async (directory) => {
+		await run("gcc", [...options, "-o", join(directory, "pause"), source]);
+	});
+	return join(result, "pause");
+}
+
+/** The role pack as it is in the tree. */
+async function packFiles(): Promise<BundleFile[]> {
+	const paths = (await filesUnder(PACK)).filter((path) => !path.endsWith(".ts"));
+	return paths.map((source) => ({ path: `pack/${relative(PACK, source)}`, kind: "pack", source }));
+}
+
+/** kubeadm knows which images it will ask for: the bundle must have these and no others. */
+async function checkImageList(minor: Minor, binaries: readonly BundleFile[]): Promise<void> {
+	const kubeadm = binaries.find((file) => file.path === "bin/kubeadm");
+	const wanted = await run(kubeadm?.source ?? "kubeadm", [
+		"config",
+		"images",
+		"list",
+		`--kubernetes-version=${minor.kubernetes}`,
+	]);
+	for (const suffix of [`etcd:${minor.etcd.slice(1)}-0`, `coredns:${minor.coredns}`, `pause:${minor.pause}`])
+		if (!wanted.split("\n").some((line) => line.endsWith(`/${suffix}`)))
+			throw new GroundplaneError("Conflict", `kubeadm ${minor.kubernetes} does not ask for ${suffix}`, {
+				next: `Correct the table in hack/builder/programs.ts by what it does ask for:\n${wanted}`,
+			});
+}
