@@ -5,7 +5,16 @@ import { setTimeout as delay } from "node:timers/promises";
 import { type ErrorCode, GroundplaneError } from "../../protocol/errors.ts";
 import type { KubeConfig } from "./config.ts";
 import { restClientRequests } from "./metrics.ts";
-import { apiVersionOf, type KubeObject, type Resource } from "./resources.ts";
+import {
+	apiVersionOf,
+	collectionPath,
+	type KubeObject,
+	type ObjectRef,
+	objectPath,
+	type Resource,
+} from "./resources.ts";
+
+export { collectionPath, objectPath };
 
 /** What an API server answers when it refuses (`metav1.Status`). */
 interface Status {
@@ -68,10 +77,6 @@ export interface WatchOptions {
 export interface WatchEvent<T> {
 	type: "ADDED" | "MODIFIED" | "DELETED" | "BOOKMARK";
 	object: T;
-}
-export interface ObjectRef {
-	name: string;
-	namespace?: string | undefined;
 }
 interface RequestOptions {
 	query?: Record<string, string | number | boolean | undefined>;
@@ -457,22 +462,3 @@ const withType = <T extends KubeObject>(resource: Resource, object: T): T => ({
 	apiVersion: apiVersionOf(resource),
 	kind: resource.kind,
 });
-
-/** Path of a kind's collection, in all namespaces when none is given. */
-export function collectionPath({ group, version, plural, namespaced }: Resource, namespace?: string): string {
-	const root = group === "" ? `/api/${version}` : `/apis/${group}/${version}`;
-	return namespaced && namespace !== undefined
-		? `${root}/namespaces/${encodeURIComponent(namespace)}/${plural}`
-		: `${root}/${plural}`;
-}
-
-/** Path of an object, or of one of its subresources. */
-export function objectPath(resource: Resource, { name, namespace }: ObjectRef, subresource?: string): string {
-	if (resource.namespaced && namespace === undefined) {
-		throw new GroundplaneError("Internal", `${resource.kind} ${name}: a namespace is needed`, {
-			next: "This is a fault in Groundplane: report it.",
-		});
-	}
-	const path = `${collectionPath(resource, namespace)}/${encodeURIComponent(name)}`;
-	return subresource === undefined ? path : `${path}/${subresource}`;
-}

@@ -2,6 +2,7 @@ import type { Cluster } from "../../crds/cluster.ts";
 import { API_GROUP, API_VERSION, type ObjectMeta } from "../../crds/common.ts";
 import type { Host } from "../../crds/host.ts";
 import type { Region } from "../../crds/region.ts";
+import { GroundplaneError } from "../../protocol/errors.ts";
 
 /** Any Kubernetes object as far as this library looks at it. */
 export interface KubeObject {
@@ -139,4 +140,29 @@ export const keyOf = ({ metadata }: KubeObject): string =>
 export function splitKey(key: string): { namespace?: string; name: string } {
 	const slash = key.indexOf("/");
 	return slash < 0 ? { name: key } : { namespace: key.slice(0, slash), name: key.slice(slash + 1) };
+}
+
+/** Name of an object, and its namespace if it has one. */
+export interface ObjectRef {
+	name: string;
+	namespace?: string | undefined;
+}
+
+/** Path of a kind's collection, in all namespaces when none is given. */
+export function collectionPath({ group, version, plural, namespaced }: Resource, namespace?: string): string {
+	const root = group === "" ? `/api/${version}` : `/apis/${group}/${version}`;
+	return namespaced && namespace !== undefined
+		? `${root}/namespaces/${encodeURIComponent(namespace)}/${plural}`
+		: `${root}/${plural}`;
+}
+
+/** Path of an object, or of one of its subresources. */
+export function objectPath(resource: Resource, { name, namespace }: ObjectRef, subresource?: string): string {
+	if (resource.namespaced && namespace === undefined) {
+		throw new GroundplaneError("Internal", `${resource.kind} ${name}: a namespace is needed`, {
+			next: "This is a fault in Groundplane: report it.",
+		});
+	}
+	const path = `${collectionPath(resource, namespace)}/${encodeURIComponent(name)}`;
+	return subresource === undefined ? path : `${path}/${subresource}`;
 }

@@ -7,8 +7,7 @@ import { clusterSpec } from "../../crds/cluster.ts";
 import { GROUP_VERSION } from "../../crds/common.ts";
 import { hostSpec } from "../../crds/host.ts";
 import { regionSpec } from "../../crds/region.ts";
-import { collectionPath } from "../../operator/kube/client.ts";
-import { clusters, hosts, type KubeObject, regions } from "../../operator/kube/resources.ts";
+import { clusters, collectionPath, hosts, type KubeObject, regions } from "../../operator/kube/resources.ts";
 import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
 
 const fixtures = fileURLToPath(new URL("../../crds/fixtures/", import.meta.url));

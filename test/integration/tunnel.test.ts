@@ -1,0 +1,475 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { createServer as createHttpServer, request as httpRequest, type IncomingMessage } from "node:http";
+import { createServer as createHttpsServer, request as httpsRequest } from "node:https";
+import { type AddressInfo, connect, createServer as createTcpServer, type Server, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Duplex } from "node:stream";
+import { text } from "node:stream/consumers";
+import { setTimeout as delay } from "node:timers/promises";
+import { jetstream } from "@nats-io/jetstream";
+import { Kvm } from "@nats-io/kv";
+import type { NatsConnection } from "@nats-io/nats-core";
+import { connect as connectNats } from "@nats-io/transport-node";
+import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
+import { Link, type LinkOptions } from "../../agent/link/link.ts";
+import { createLog } from "../../agent/log.ts";
+import type { IncomingStream } from "../../protocol/mux.ts";
+import { createLog as createServiceLog } from "../../services/kit/log.ts";
+import { type RunningService, startService } from "../../services/kit/service.ts";
+import { tunnelService } from "../../services/tunnel/service.ts";
+import { type RegionCertificates, regionCertificates } from "../support/certificates.ts";
+import { startNats, type TestNats } from "../support/nats.ts";
+import { freePort } from "../support/postgres.ts";
+
+const directory = mkdtempSync(join(tmpdir(), "gp-tunnel-"));
+const quiet = createLog({ write: process.env.DEBUG ? (line) => void process.stderr.write(line) : () => {} });
+let nats: TestNats;
+let bus: NatsConnection;
+let certificates: RegionCertificates;
+let artifacts: Server;
+const artifactsPort = await freePort();
+const verdicts = new Map<string, object>();
+const cleanups: (() => Promise<unknown> | unknown)[] = [];
+
+interface TestGateway {
+	name: string;
+	port: number;
+	proxyPort: number;
+	stop(): Promise<void>;
+}
+
+beforeAll(async () => {
+	certificates = await regionCertificates(directory);
+	nats = await startNats();
+	writeFileSync(join(directory, "password"), "x");
+	bus = await connectNats({
+		servers: nats.url.replace("nats://", ""),
+		maxReconnectAttempts: -1,
+		reconnectTimeWait: 100,
+	});
+	bus.subscribe("hosts.admit", {
+		callback: (_error, message) => {
+			const { host } = message.json<{ host: string }>();
+			message.respond(JSON.stringify(verdicts.get(host) ?? { admitted: true }));
+		},
+	});
+	const { cert, key, ca } = await certificates.issueService("artifacts");
+	artifacts = createHttpsServer({ cert, key, ca, requestCert: true, rejectUnauthorized: true }, (request, response) => {
+		response.end(`${request.headers["x-groundplane-host"]} asks ${request.url} ${request.headers.range ?? ""}`);
+	});
+	await new Promise<void>((resolve) => artifacts.listen(artifactsPort, resolve));
+});
+
+afterEach(async () => {
+	for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+	verdicts.clear();
+});
+
+afterAll(async () => {
+	await bus.close();
+	await nats.close();
+	artifacts.close();
+	rmSync(directory, { recursive: true, force: true });
+});
+
+async function startGateway(options: { name?: string; port?: number; proxyPort?: number } = {}): Promise<TestGateway> {
+	const { name = "tunnel-0", port = await freePort(), proxyPort = await freePort() } = options;
+	const caFile = join(directory, "hosts-ca.crt");
+	writeFileSync(caFile, `${certificates.hostsCa.cert}\n${certificates.caPem}`);
+	const stop = new AbortController();
+	const service: RunningService = await startService(tunnelService, {
+		env: {
+			REGION: "test",
+			DOMAIN: "test.example.com",
+			TLS_DIR: await certificates.service("tunnel", ["tunnel.test.example.com"]),
+			PORT: String(port),
+			PROXY_PORT: String(proxyPort),
+			HEALTH_PORT: "0",
+			NATS_URL: nats.url,
+			NATS_USER: "tunnel",
+			NATS_PASSWORD_FILE: join(directory, "password"),
+			HOSTS_CA_FILE: caFile,
+			POD_NAME: name,
+			ARTIFACTS_URL: `https://localhost:${artifactsPort}`,
+		},
+		signal: stop.signal,
+		lameDuckMs: 0,
+		log: createServiceLog("tunnel", process.env.DEBUG ? "debug" : "silent"),
+	});
+	let stopped = false;
+	const end = async () => {
+		if (stopped) return;
+		stopped = true;
+		stop.abort();
+		await service.stopped;
+	};
+	cleanups.push(end);
+	return { name, port, proxyPort, stop: end };
+}
+
+interface TestAgent {
+	link: Link;
+	up(): Promise<void>;
+	stop(): Promise<void>;
+}
+
+/** An agent's link as `gp-agent run` makes it, with services of the test's own. */
+async function startLink(
+	gateway: { port: number },
+	options: Partial<LinkOptions> & {
+		host?: string;
+		hello?: string;
+		proxy?: string;
+		ca?: string;
+		services?: Record<string, (stream: Duplex) => void>;
+	} = {},
+): Promise<TestAgent> {
+	const { host = "host-1", services = {} } = options;
+	const identity = await certificates.host(host);
+	const link = new Link({
+		target: () => ({
+			address: `127.0.0.1:${gateway.port}`,
+			serverName: "tunnel.test.example.com",
+			ca: options.ca ?? certificates.caPem,
+			certificate: identity.cert,
+			key: identity.key,
+			proxy: options.proxy,
+		}),
+		hostName: options.hello ?? host,
+		bootId: "boot",
+		log: quiet,
+		onStream: (incoming: IncomingStream) => {
+			const serve = services[incoming.service];
+			if (serve) serve(incoming.accept());
+			else incoming.refuse("ServiceNotAllowed", `no ${incoming.service} here`);
+		},
+		...options,
+	});
+	const stop = new AbortController();
+	const running = link.run(stop.signal);
+	const end = async () => {
+		stop.abort();
+		await running;
+	};
+	cleanups.push(end);
+	return {
+		link,
+		stop: end,
+		up: () => vi.waitFor(() => expect(link.session).toBeDefined(), { timeout: 10_000, interval: 10 }),
+	};
+}
+
+/** An HTTP server over streams of the tunnel. */
+function httpOver(handler: Parameters<typeof createHttpServer>[1]): (stream: Duplex) => void {
+	const server = createHttpServer(handler);
+	return (stream) => void server.emit("connection", stream);
+}
+
+/** CONNECT to SERVICE.HOST through a gateway's proxy, as a service. */
+async function connectVia(
+	gateway: { proxyPort: number },
+	target: string,
+	caller = "clusters",
+): Promise<{ status: number; socket: Socket; body: () => Promise<string> }> {
+	const { cert, key, ca } = await certificates.issueService(caller);
+	return new Promise((resolve, reject) => {
+		const outgoing = httpsRequest({
+			host: "127.0.0.1",
+			port: gateway.proxyPort,
+			method: "CONNECT",
+			path: target,
+			cert,
+			key,
+			ca,
+			agent: false,
+			servername: "tunnel",
+		});
+		outgoing.once("connect", (response: IncomingMessage, socket: Socket, head: Buffer) => {
+			if (head.length > 0) socket.unshift(head);
+			resolve({ status: response.statusCode ?? 0, socket, body: () => text(socket) });
+		});
+		outgoing.once("error", reject);
+		outgoing.end();
+	});
+}
+
+const linkStates = () => {
+	const states: { host: string; state: string; reason?: string; epoch: number }[] = [];
+	const subscription = bus.subscribe("hosts.*.link", {
+		callback: (_error, message) => {
+			const host = message.subject.split(".")[1] as string;
+			states.push({ host, ...message.json<{ state: string; reason?: string; epoch: number }>() });
+		},
+	});
+	cleanups.push(() => subscription.unsubscribe());
+	return states;
+};
+
+test("a service reaches a host's API server through the gateway, raw and with half-close", async () => {
+	const gateway = await startGateway();
+	const agent = await startLink(gateway, {
+		services: { "kube-apiserver": (stream) => void text(stream).then((said) => stream.end(`you said ${said}`)) },
+	});
+	await agent.up();
+	const { status, socket, body } = await connectVia(gateway, "kube-apiserver.host-1:80");
+	expect(status).toBe(200);
+	socket.end("hello");
+	expect(await body()).toBe("you said hello");
+});
+
+test("Prometheus scrapes a host with an absolute-form request", async () => {
+	const gateway = await startGateway();
+	const seen: IncomingMessage["headers"][] = [];
+	const agent = await startLink(gateway, {
+		services: {
+			metrics: httpOver((request, response) => {
+				seen.push(request.headers);
+				response.setHeader("content-type", "text/plain").end("up 1\n");
+			}),
+		},
+	});
+	await agent.up();
+	const { cert, key, ca } = await certificates.issueService("prometheus");
+	const answer = await new Promise<string>((resolve, reject) => {
+		httpsRequest(
+			{
+				host: "127.0.0.1",
+				port: gateway.proxyPort,
+				path: "http://metrics.host-1/metrics",
+				headers: { accept: "text/plain", "accept-encoding": "gzip", "user-agent": "Prometheus/2" },
+				cert,
+				key,
+				ca,
+				agent: false,
+				servername: "tunnel",
+			},
+			(response) => void text(response).then(resolve, reject),
+		)
+			.on("error", reject)
+			.end();
+	});
+	expect(answer).toBe("up 1\n");
+	expect(seen).toEqual([{ "accept-encoding": "gzip", host: "m", connection: "close" }]);
+});
+
+test("who may not, or asks for what isn't there, is told so", async () => {
+	const gateway = await startGateway();
+	const agent = await startLink(gateway);
+	await agent.up();
+	const ask = async (target: string, caller: string) => {
+		const { status, body } = await connectVia(gateway, target, caller);
+		return [status, (JSON.parse(await body()) as { code: string }).code];
+	};
+	expect(await ask("kube-apiserver.host-1:80", "auth")).toEqual([403, "Forbidden"]);
+	expect(await ask("metrics.host-1:80", "clusters")).toEqual([403, "Forbidden"]);
+	expect(await ask("kube-apiserver.host-2:80", "clusters")).toEqual([503, "HostNotConnected"]);
+	expect(await ask("kube-apiserver.host-1:80", "clusters")).toEqual([403, "ServiceNotAllowed"]);
+	expect(await ask("10.0.0.1:22", "clusters")).toEqual([400, "InvalidInput"]);
+});
+
+test("a host's own certificate opens no way into the proxy, whatever the host is called", async () => {
+	const gateway = await startGateway();
+	const { cert, key, ca } = await certificates.host("clusters");
+	const status = await new Promise<number>((resolve, reject) => {
+		httpsRequest({
+			host: "127.0.0.1",
+			port: gateway.proxyPort,
+			method: "CONNECT",
+			path: "kube-apiserver.host-1:80",
+			cert,
+			key,
+			ca,
+			agent: false,
+			servername: "tunnel",
+		})
+			.once("connect", (response) => resolve(response.statusCode ?? 0))
+			.once("error", reject)
+			.end();
+	});
+	expect(status).toBe(403);
+});
+
+test("control messages go both ways, and what is not on the list is dropped", async () => {
+	const gateway = await startGateway();
+	const states = linkStates();
+	const heard: unknown[] = [];
+	const subscription = bus.subscribe("hosts.host-1.up.*", {
+		callback: (_error, message) => void heard.push([message.subject, message.json()]),
+	});
+	const agent = await startLink(gateway);
+	await agent.up();
+	const control = await agent.link.session?.open("control", { lane: "control" });
+	const roles = { type: "roles", generation: 1, roles: [] };
+	control?.write(`{"type":"shadow","passwd":"root"}\nnot json\n${JSON.stringify({ ...roles, secret: "no" })}\n`);
+	await vi.waitFor(() => expect(heard).toEqual([["hosts.host-1.up.roles", roles]]));
+	await vi.waitFor(() => expect(states).toMatchObject([{ host: "host-1", state: "connected" }]));
+	bus.publish("hosts.host-1.down", JSON.stringify({ type: "format-disk" }));
+	bus.publish("hosts.host-1.down", JSON.stringify({ type: "report" }));
+	const line = await new Promise((resolve) => control?.once("data", (chunk: Buffer) => resolve(chunk.toString())));
+	expect(line).toBe('{"type":"report"}\n');
+	await agent.stop();
+	await vi.waitFor(() => expect(states.at(-1)).toMatchObject({ state: "disconnected" }));
+	subscription.unsubscribe();
+});
+
+test("a host downloads artifacts under its own name only", async () => {
+	const gateway = await startGateway();
+	const agent = await startLink(gateway);
+	await agent.up();
+	const get = (path: string, headers: Record<string, string>) =>
+		new Promise<[number, string]>((resolve, reject) => {
+			void agent.link.session?.open("artifacts", { lane: "bulk" }).then((stream) => {
+				httpRequest({ createConnection: () => stream, path, headers: { host: "artifacts", ...headers } }, (response) =>
+					text(response).then((body) => resolve([response.statusCode ?? 0, body]), reject),
+				)
+					.on("error", reject)
+					.end();
+			}, reject);
+		});
+	expect(await get("/artifacts/v1/blobs/sha256/00", { range: "bytes=5-", "x-groundplane-host": "host-9" })).toEqual([
+		200,
+		"host-1 asks /artifacts/v1/blobs/sha256/00 bytes=5-",
+	]);
+	expect((await get("/internal/v1/secrets", {}))[0]).toBe(403);
+});
+
+test("a host that lies about its name is refused and told so", async () => {
+	const gateway = await startGateway();
+	const agent = await startLink(gateway, { host: "host-1", hello: "host-2" });
+	await vi.waitFor(() => expect(agent.link.state.lastError?.code).toBe("HostNameMismatch"), { timeout: 5_000 });
+	expect((await connectVia(gateway, "kube-apiserver.host-2:80")).status).toBe(503);
+});
+
+test("a gateway of another region, and a certificate that is no host's, are not believed", async () => {
+	const gateway = await startGateway();
+	const other = await regionCertificates(join(directory, "other"));
+	const fooled = await startLink(gateway, { ca: other.caPem });
+	await vi.waitFor(() => expect(fooled.link.state.lastError?.code).toBe("CertificateInvalid"), { timeout: 5_000 });
+	const service = await certificates.issueService("clusters");
+	const stranger = await other.host("host-1");
+	for (const { cert, key } of [service, stranger]) {
+		const link = await startLink(gateway, {
+			target: () => ({
+				address: `127.0.0.1:${gateway.port}`,
+				serverName: "tunnel.test.example.com",
+				ca: certificates.caPem,
+				certificate: cert,
+				key,
+			}),
+		});
+		await vi.waitFor(() => expect(link.link.state.lastError?.code).toBe("CertificateInvalid"), { timeout: 5_000 });
+	}
+});
+
+test("a revoked certificate is refused, and cut when the tunnel is open", async () => {
+	const gateway = await startGateway();
+	verdicts.set("host-3", { admitted: false, reason: "CertificateRevoked", message: "revoked" });
+	const refused = await startLink(gateway, { host: "host-3" });
+	await vi.waitFor(() => expect(refused.link.state.lastError?.code).toBe("CertificateRevoked"), { timeout: 5_000 });
+	const open = await startLink(gateway, { host: "host-4" });
+	await open.up();
+	bus.publish("hosts.host-4.cut", JSON.stringify({ reason: "CertificateRevoked", message: "it was stolen" }));
+	await vi.waitFor(() => expect(open.link.state.connected).toBe(false));
+	expect(open.link.state.lastError).toMatchObject({ code: "CertificateRevoked" });
+});
+
+test("the link comes back after a gateway restart, while NATS forgets nothing", async () => {
+	const gateway = await startGateway();
+	const agent = await startLink(gateway, { services: { "kube-apiserver": (stream) => stream.pipe(stream) } });
+	await agent.up();
+	const first = agent.link.session;
+	await gateway.stop();
+	const again = await startGateway({ port: gateway.port });
+	await vi.waitFor(() => expect(agent.link.session !== undefined && agent.link.session !== first).toBe(true), {
+		timeout: 10_000,
+	});
+	const { status, socket } = await connectVia(again, "kube-apiserver.host-1:80");
+	expect(status).toBe(200);
+	socket.destroy();
+	expect(agent.link.state.reconnects).toBe(1);
+});
+
+test("any replica reaches a host; the newest tunnel wins and the older one is told why", async () => {
+	const [one, two] = [await startGateway({ name: "tunnel-0" }), await startGateway({ name: "tunnel-1" })];
+	const echo = { "kube-apiserver": (stream: Duplex) => void stream.pipe(stream) };
+	const agent = await startLink(one, { services: echo });
+	await agent.up();
+	const say = async (gateway: TestGateway) => {
+		const { status, socket, body } = await connectVia(gateway, "kube-apiserver.host-1:80");
+		if (status !== 200) return status;
+		socket.end("hi");
+		return body();
+	};
+	await vi.waitFor(async () => expect(await say(two)).toBe("hi"));
+	const twin = await startLink(two, { services: echo });
+	await twin.up();
+	await vi.waitFor(() => expect(agent.link.state.lastError).toMatchObject({ code: "Conflict" }), { timeout: 5_000 });
+	expect(agent.link.state.lastError?.detail).toContain("newer tunnel");
+	await vi.waitFor(async () => expect(await say(one)).toBe("hi"));
+});
+
+test("it works through an HTTP CONNECT proxy with a password, and says what a proxy refuses", async () => {
+	const gateway = await startGateway();
+	const proxy = createHttpServer();
+	proxy.on("connect", (request, socket, head) => {
+		if (request.headers["proxy-authorization"] !== `Basic ${btoa("user:p@ss")}`) {
+			socket.end("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n");
+			return;
+		}
+		const [host, port] = (request.url ?? "").split(":");
+		const onward = connect(Number(port), host, () => {
+			socket.write("HTTP/1.1 200 OK\r\n\r\n");
+			onward.write(head);
+			socket.pipe(onward).pipe(socket);
+		});
+		onward.on("error", () => socket.destroy());
+		socket.on("error", () => onward.destroy());
+	});
+	await new Promise<void>((resolve) => proxy.listen(0, resolve));
+	cleanups.push(() => proxy.close());
+	const { port } = proxy.address() as AddressInfo;
+	const good = await startLink(gateway, { proxy: `http://user:p%40ss@127.0.0.1:${port}` });
+	await good.up();
+	const bad = await startLink(gateway, { host: "host-2", proxy: `http://127.0.0.1:${port}` });
+	await vi.waitFor(() => expect(bad.link.state.lastError?.detail).toContain("407"), { timeout: 5_000 });
+});
+
+test("something else that answers on the address is recognised", async () => {
+	const silent = createTcpServer((socket) => void socket.on("error", () => {}));
+	await new Promise<void>((resolve) => silent.listen(0, resolve));
+	cleanups.push(() => silent.close());
+	const identity = await certificates.host("host-1");
+	const target = (port: number) => ({
+		address: `127.0.0.1:${port}`,
+		serverName: "tunnel.test.example.com",
+		ca: certificates.caPem,
+		certificate: identity.cert,
+		key: identity.key,
+		phaseMs: 300,
+	});
+	const mute = await startLink({ port: 0 }, { target: () => target((silent.address() as AddressInfo).port) });
+	await vi.waitFor(() => expect(mute.link.state.lastError?.code).toBe("DeadlineExceeded"), { timeout: 5_000 });
+	const nobody = await freePort();
+	const refused = await startLink({ port: 0 }, { target: () => target(nobody) });
+	await vi.waitFor(() => expect(refused.link.state.lastError?.detail).toContain("nothing listens"), { timeout: 5_000 });
+});
+
+test("the tunnel stays open while NATS is away, and the bus hears everything again afterwards", async () => {
+	const gateway = await startGateway();
+	const agent = await startLink(gateway, { services: { "kube-apiserver": (stream) => stream.pipe(stream) } });
+	await agent.up();
+	const control = await agent.link.session?.open("control", { lane: "control" });
+	const asked: string[] = [];
+	control?.on("data", (chunk: Buffer) => asked.push(chunk.toString()));
+	await delay(200);
+	await nats.stop("kill");
+	const { status, socket } = await connectVia(gateway, "kube-apiserver.host-1:80");
+	expect(status).toBe(200);
+	socket.destroy();
+	await nats.start();
+	await vi.waitFor(() => expect(asked.join("")).toContain('{"type":"report"}'), { timeout: 20_000 });
+	const kv = await new Kvm(jetstream(bus)).open("routes");
+	await vi.waitFor(async () => expect((await kv.get("host-1"))?.operation).toBe("PUT"), { timeout: 10_000 });
+	expect((agent.link.session as unknown as { leaving: boolean }).leaving).toBe(false);
+});
