@@ -85,7 +85,9 @@ export const kubernetesRoleParameters = z.object({
 		.default([])
 		.describe("Taints of the Node, from when it registers."),
 	controlPlaneSchedulable: z.boolean().default(false),
-	addons: z.object({ coredns: z.boolean().default(true), kubeProxy: z.boolean().default(true) }).prefault({}),
+	addons: z
+		.object({ coredns: z.boolean().default(true), kubeProxy: z.boolean().default(true) })
+		.default({ coredns: true, kubeProxy: true }),
 });
 export type KubernetesRoleParameters = z.output<typeof kubernetesRoleParameters>;
 export type KubernetesRoleInput = z.input<typeof kubernetesRoleParameters>;

@@ -22,7 +22,16 @@ const packStep = z.strictObject({
 	/** Names of `values` that must all hold, or give some text; `!name` negates. */
 	when: z.array(z.string().regex(/^!?[a-z][a-zA-Z0-9]*$/)).default([]),
 	/** One step for every string (`item`), or for every file of the bundle below a path (`item.path`, `item.base`, `item.reference`). */
-	each: z.union([z.array(z.string()), z.strictObject({ files: z.string() })]).optional(),
+	each: z
+		.union([
+			z.array(z.string()),
+			z.strictObject({
+				files: z.string(),
+				only: z.array(z.string()).optional(),
+				except: z.array(z.string()).default([]),
+			}),
+		])
+		.optional(),
 	/** What the primitive is told; every string is a template. `template: x` in place of `content` loads pack/templates/x. */
 	with: z.record(z.string(), z.unknown()).default({}),
 	/** Names of earlier steps whose change is one of this step too. */
@@ -181,6 +190,7 @@ function itemsOf(each: Pack["steps"][number]["each"], manifest: ReleaseManifest)
 	if (Array.isArray(each)) return each;
 	return manifest.files
 		.filter(({ path }) => path.startsWith(each.files))
+		.filter(({ path }) => each.only?.includes(baseName(path)) ?? !each.except.includes(baseName(path)))
 		.map(({ path, reference }) => ({
 			path,
 			reference,

@@ -1,4 +1,4 @@
-import { chmod, readdir, readFile, rm } from "node:fs/promises";
+import { chmod, readdir, readFile, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { makeDirectories, missingDirectories, removeEmptyDirectories, statOf } from "./durable.ts";
@@ -18,6 +18,8 @@ const directoryMemory = z.object({
 	purge: z.boolean(),
 	/** Entries that were in it before us: they stay. */
 	entries: z.array(z.string()),
+	/** Its mode before us, if it was there. */
+	mode: z.int().optional(),
 });
 
 /** A directory; with `purge` everything that appeared in it since is removed again, mounts included. */
@@ -30,21 +32,23 @@ export const directory: Primitive<z.output<typeof directoryWant>, z.output<typeo
 	},
 	async remember({ path, purge }) {
 		const createdDirectories = await missingDirectories(path);
-		const entries = createdDirectories.length > 0 ? [] : await readdir(path);
-		return { path, createdDirectories, purge, entries };
+		if (createdDirectories.length > 0) return { path, createdDirectories, purge, entries: [] };
+		const { mode } = await stat(path);
+		return { path, createdDirectories, purge, entries: await readdir(path), mode: mode & 0o7777 };
 	},
 	async apply({ path, mode }) {
 		if (await statOf(path)) return;
 		await makeDirectories(path);
 		await chmod(path, mode);
 	},
-	async undo({ path, createdDirectories, purge, entries }, { exec, signal }) {
+	async undo({ path, createdDirectories, purge, entries, mode }, { exec, signal }) {
 		if (purge && (await statOf(path))?.isDirectory()) {
 			for (const mount of await mountsBelow(path)) await exec("umount", ["--lazy", mount], { signal, codes: true });
 			for (const name of await readdir(path))
 				if (!entries.includes(name)) await rm(join(path, name), { recursive: true, force: true, maxRetries: 3 });
 		}
 		await removeEmptyDirectories(createdDirectories);
+		if (mode !== undefined) await chmod(path, mode);
 	},
 };
 

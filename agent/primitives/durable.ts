@@ -25,11 +25,15 @@ export async function writeDurable(
 ): Promise<void> {
 	const temporary = join(dirname(path), `.${randomBytes(6).toString("hex")}.groundplane`);
 	try {
-		await using file = await open(temporary, "wx", mode);
-		if (typeof content === "function") await content(file);
-		else await file.writeFile(content);
-		await file.chmod(mode);
-		await file.sync();
+		const file = await open(temporary, "wx", mode);
+		try {
+			if (typeof content === "function") await content(file);
+			else await file.writeFile(content);
+			await file.chmod(mode);
+			await file.sync();
+		} finally {
+			await file.close();
+		}
 		await rename(temporary, path);
 	} catch (error) {
 		await rm(temporary, { force: true });
@@ -39,8 +43,12 @@ export async function writeDurable(
 }
 
 export async function syncDirectory(path: string): Promise<void> {
-	await using directory = await open(path, "r");
-	await directory.sync();
+	const directory = await open(path, "r");
+	try {
+		await directory.sync();
+	} finally {
+		await directory.close();
+	}
 }
 
 /** Directories of a path that do not exist yet, outermost first. */

@@ -28,7 +28,7 @@ export const execute: Exec = (file, args, { signal, env, input, codes = [] } = {
 			file,
 			args,
 			{
-				env: { PATH, HOME: "/root", LC_ALL: "C.UTF-8", ...env },
+				env: { PATH, HOME: "/root", LC_ALL: "C.UTF-8", KUBECACHEDIR: "/run/groundplane-kubectl", ...env },
 				maxBuffer: 8 * 1024 * 1024,
 				killSignal: "SIGTERM",
 				...(signal ? { signal } : {}),

@@ -91,6 +91,7 @@ describe("role pack kubernetes", () => {
 		expect(want(steps, "node")).toMatchObject({
 			mode: "init",
 			ignorePreflightErrors: ["SystemVerification"],
+			skipPhases: [],
 			uploadCertificates: false,
 		});
 		expect(want(steps, "balancer").backends).toEqual(["10.0.0.11"]);
