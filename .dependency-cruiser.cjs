@@ -29,6 +29,8 @@ module.exports = {
 	],
 	options: {
 		doNotFollow: { path: "node_modules" },
+		// TypeScript 7 has no API in JavaScript; swc reads the imports instead.
+		parser: "swc",
 		tsPreCompilationDeps: true,
 		tsConfig: { fileName: "tsconfig.json" },
 		exclude: { path: "services/console/" },
