@@ -394,7 +394,8 @@ export class Lab {
 		const machineId = path.join(etc, "machine-id");
 		if (!existsSync(machineId)) await writeFile(machineId, `${randomBytes(16).toString("hex")}\n`, { mode: 0o444 });
 		await writeFile(path.join(etc, "hostname"), `${host.name}\n`);
-		const resolver = `nameserver ${record.networks[host.segment]}.${octets.gateway}\n`;
+		const refuser = host.segment === "provider" ? octets.refuser : octets.gateway;
+		const resolver = `nameserver ${record.networks[host.segment]}.${refuser}\n`;
 		if (!existsSync(path.join(etc, "resolv.conf"))) await writeFile(path.join(etc, "resolv.conf"), resolver);
 		const hostsFile = path.join(etc, "hosts");
 		const before = await readFile(hostsFile, "utf8").catch(() => BARE_HOSTS);

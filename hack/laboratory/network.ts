@@ -50,8 +50,13 @@ export async function ensureSegments(names: LabNames, record: LabRecord): Promis
 		if (existsSync("/proc/sys/net/bridge/bridge-nf-call-iptables")) {
 			await inside(namespace, "sysctl", ["-qw", "net.bridge.bridge-nf-call-iptables=0"]);
 		}
+		// Each DNS query is refused, not only one a second: a resolver that isn't told waits for ten seconds.
+		await inside(namespace, "sysctl", ["-qw", "net.ipv4.icmp_ratelimit=0"]);
 		await run("ip", ["-n", namespace, "link", "set", "lo", "up"]);
-		await run("ip", ["-n", namespace, "link", "add", "bridge", "type", "bridge", "stp_state", "0"]);
+		// An address of its own: a bridge without one changes it with its ports, and then each host that boots cuts the others off
+		// from their router until their neighbour tables expire.
+		const own = hardwareAddress(names.lab, namespace);
+		await run("ip", ["-n", namespace, "link", "add", "bridge", "address", own, "type", "bridge", "stp_state", "0"]);
 		await run("ip", ["-n", namespace, "link", "set", "bridge", "up"]);
 	}
 	await inside(site, "sysctl", ["-qw", "net.ipv4.ip_forward=1"]);
@@ -62,6 +67,7 @@ export async function ensureSegments(names: LabNames, record: LabRecord): Promis
 	}
 	await address(undefined, names.uplink, `${record.networks.provider}.${octets.gateway}/24`);
 	await plug(provider, "machine");
+	await address(provider, "bridge", `${record.networks.provider}.${octets.refuser}/24`);
 
 	if (!(await linkExists(site, "uplink"))) {
 		await run("ip", ["-n", site, "link", "add", "uplink", "type", "veth", "peer", "name", "router", "netns", provider]);

@@ -34,8 +34,11 @@ export interface LabRecord {
 	proxied: string[] | undefined;
 }
 
-/** Last octets: the machine that runs the lab (or the site's router inside), the router's outer side, mgmt, and host-1 onwards. */
-export const octets = { gateway: 1, router: 2, mgmt: 10, firstHost: 11 } as const;
+/**
+ * Last octets: the machine that runs the lab (or the site's router inside), the router's outer side, the address on the
+ * provider's segment where every DNS query is refused, mgmt, and host-1 onwards.
+ */
+export const octets = { gateway: 1, router: 2, refuser: 3, mgmt: 10, firstHost: 11 } as const;
 
 const ROOT = "/var/lib/groundplane-lab";
 
