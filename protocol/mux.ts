@@ -246,6 +246,11 @@ export class Session extends EventEmitter<SessionEvents> {
 		return this.#peer;
 	}
 
+	/** What the peer said before it left, if it did. */
+	get goAwayReceived(): GoAway | undefined {
+		return this.#goAwayReceived;
+	}
+
 	/** No more streams can be opened: one of the ends is leaving. */
 	get leaving(): boolean {
 		return this.#ended || this.#goAwaySent || this.#goAwayReceived !== undefined;
@@ -272,6 +277,13 @@ export class Session extends EventEmitter<SessionEvents> {
 			queuedBytes,
 			starvedStreams,
 		};
+	}
+
+	/** Open streams, counted by service. */
+	streamsByService(): Map<string, number> {
+		const counts = new Map<string, number>();
+		for (const { service } of this.#streams.values()) counts.set(service, (counts.get(service) ?? 0) + 1);
+		return counts;
 	}
 
 	/**
@@ -325,11 +337,15 @@ export class Session extends EventEmitter<SessionEvents> {
 		this.#send(FrameType.GOAWAY, 0, JSON.stringify(goAway));
 	}
 
-	/** GOAWAY, then an orderly end as soon as no stream is left, or after `ms` whatever is left. */
+	/**
+	 * GOAWAY, then an orderly end as soon as only streams of the control lane are left (they last as long as the session),
+	 * or after `ms` whatever is left.
+	 */
 	async drain(goAway: GoAway, ms: number): Promise<void> {
 		this.goAway(goAway);
 		const until = this.#now() + ms;
-		while (!this.#ended && this.#streams.size > 0 && this.#now() < until) {
+		const busy = () => [...this.#streams.values()].some(({ lane }) => lane !== "control");
+		while (!this.#ended && busy() && this.#now() < until) {
 			await new Promise((resolve) => setTimeout(resolve, Math.min(25, ms)));
 		}
 		this.close(new GroundplaneError(goAway.code, goAway.message, { next: "Connect again." }));

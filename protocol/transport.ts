@@ -67,6 +67,7 @@ export interface WebSocketLike {
 	send(data: Buffer, options: { binary: true }, callback: (error?: Error) => void): void;
 	close(code?: number): void;
 	terminate(): void;
+	resume(): void;
 	on(event: "message", listener: (data: Buffer, isBinary: boolean) => void): unknown;
 	on(event: "close", listener: (code: number, reason: Buffer) => void): unknown;
 	on(event: "error", listener: (error: Error) => void): unknown;
@@ -94,6 +95,8 @@ export function webSocketTransport(socket: WebSocketLike): Transport {
 				failure = error;
 			});
 			socket.on("close", () => handlers.onClose(failure));
+			// Whoever dialled may have paused it, so that nothing is lost before a session listens.
+			socket.resume();
 		},
 		send(parts, bytes) {
 			if (socket.readyState !== OPEN) return;

@@ -1,0 +1,72 @@
+import { z } from "zod";
+import { type ErrorCode, errorCodes, GroundplaneError } from "../../protocol/errors.ts";
+
+const verdict = z.object({
+	admitted: z.boolean(),
+	reason: z
+		.string()
+		.transform((code): ErrorCode => (Object.hasOwn(errorCodes, code) ? (code as ErrorCode) : "Forbidden"))
+		.optional(),
+	message: z.string().optional(),
+});
+type Verdict = z.output<typeof verdict>;
+
+/** How long a "yes" is good without asking again, and how long it stands in when the hosts service can't be asked. */
+const FRESH_MS = 60_000;
+const KNOWN_MS = 24 * 3_600_000;
+/** A "no" is kept a little while, so that a refused host that dials in a loop costs nothing. */
+const REFUSED_MS = 5_000;
+
+/**
+ * Whether a host with a good certificate may connect: the hosts service knows what was revoked or deleted.
+ * While it can't be asked, hosts that it admitted before stay welcome and unknown ones are told to come back.
+ */
+export class Admission {
+	readonly #ask: (host: string, serial: string) => Promise<unknown>;
+	readonly #now: () => number;
+	readonly #known = new Map<string, { verdict: Verdict; at: number }>();
+
+	constructor(options: { ask: (host: string, serial: string) => Promise<unknown>; now?: () => number }) {
+		this.#ask = options.ask;
+		this.#now = options.now ?? Date.now;
+	}
+
+	/** Throws what the host is to be told. `fresh` asks whatever is remembered. */
+	async admit(host: string, serial: string, { fresh = false } = {}): Promise<void> {
+		const key = `${host}/${serial}`;
+		const known = this.#known.get(key);
+		const age = known ? this.#now() - known.at : Number.POSITIVE_INFINITY;
+		if (!fresh && known && age < (known.verdict.admitted ? FRESH_MS : REFUSED_MS)) return judge(host, known.verdict);
+		let answer: Verdict;
+		try {
+			answer = verdict.parse(await this.#ask(host, serial));
+		} catch (cause) {
+			if (known?.verdict.admitted && age < KNOWN_MS) return;
+			throw new GroundplaneError("BusUnavailable", "the region can't check this host's certificate at the moment", {
+				next: "Nothing: the agent tries again by itself. If it lasts, look at the pods hosts and nats of the region.",
+				cause,
+			});
+		}
+		this.#known.set(key, { verdict: answer, at: this.#now() });
+		judge(host, answer);
+	}
+
+	/** Forgets what is known of a host. */
+	forget(host: string): void {
+		for (const key of this.#known.keys()) if (key.startsWith(`${host}/`)) this.#known.delete(key);
+	}
+
+	/** Forgets what is too old to be of use. */
+	sweep(): void {
+		for (const [key, { verdict, at }] of this.#known) {
+			if (this.#now() - at > (verdict.admitted ? KNOWN_MS : REFUSED_MS)) this.#known.delete(key);
+		}
+	}
+}
+
+function judge(host: string, { admitted, reason, message }: Verdict): void {
+	if (admitted) return;
+	throw new GroundplaneError(reason ?? "Forbidden", message ?? `the region does not admit ${host}`, {
+		next: "Enrol the host again with a new join command, if it should be part of this region.",
+	});
+}
