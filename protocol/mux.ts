@@ -772,9 +772,13 @@ export class Session extends EventEmitter<SessionEvents> {
 		this.#controlBytes = 0;
 		if (!this.#goAwaySent) {
 			this.#goAwaySent = true;
-			this.#control.push(
-				encodeFrame(FrameType.GOAWAY, 0, JSON.stringify({ code: error.code, message: error.message.slice(0, 1000) })),
+			const frame = encodeFrame(
+				FrameType.GOAWAY,
+				0,
+				JSON.stringify({ code: error.code, message: error.message.slice(0, 1000) }),
 			);
+			this.#control.push(frame);
+			this.#controlBytes = frame.length;
 		}
 		this.close(error);
 	}

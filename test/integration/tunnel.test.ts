@@ -166,6 +166,15 @@ function httpOver(handler: Parameters<typeof createHttpServer>[1]): (stream: Dup
 	return (stream) => void server.emit("connection", stream);
 }
 
+/** Waits until the other end has said all. */
+function answerAtTheEnd(stream: Duplex): void {
+	let said = "";
+	stream.on("data", (chunk: Buffer) => {
+		said += chunk;
+	});
+	stream.on("end", () => stream.end(`you said ${said}`));
+}
+
 /** CONNECT to SERVICE.HOST through a gateway's proxy, as a service. */
 async function connectVia(
 	gateway: { proxyPort: number },
@@ -209,7 +218,7 @@ const linkStates = () => {
 test("a service reaches a host's API server through the gateway, raw and with half-close", async () => {
 	const gateway = await startGateway();
 	const agent = await startLink(gateway, {
-		services: { "kube-apiserver": (stream) => void text(stream).then((said) => stream.end(`you said ${said}`)) },
+		services: { "kube-apiserver": answerAtTheEnd },
 	});
 	await agent.up();
 	const { status, socket, body } = await connectVia(gateway, "kube-apiserver.host-1:80");
