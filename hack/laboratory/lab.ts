@@ -120,13 +120,6 @@ export class Lab {
 			await removeCgroups(this.#names.machine(""));
 			await writeOuterHosts(this.#names, []);
 			await rm(this.directory, { recursive: true, force: true, maxRetries: 5 });
-			for (const place of ["propagate", "unix-export", "locks"]) {
-				const directory = path.join("/run/systemd/nspawn", place);
-				for (const entry of await readdir(directory).catch(() => [])) {
-					if (entry.startsWith(this.#names.machine("")))
-						await rm(path.join(directory, entry), { recursive: true, force: true });
-				}
-			}
 		});
 		await rmdir(path.dirname(this.directory)).catch(() => {});
 	}

@@ -17,11 +17,15 @@ import { LabNames, readRecord, writeJson } from "./record.ts";
 /** What nspawn ends with, under --keep-unit, when the system inside asked for a reboot. */
 const REBOOT = 133;
 
-/** Enters the cgroups, mounts the root in a mount namespace of its own (it goes with the last process) and becomes nspawn. */
+/**
+ * Enters the cgroups, mounts the root in a mount namespace of its own, and becomes nspawn. The mounts go with the last process,
+ * and so do the lock files that nspawn keeps in /run.
+ */
 const LAUNCH = `
 while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit 97; shift; done; shift
 root=$1 options=$2; shift 2
 mount -t overlay overlay -o "$options" "$root" || exit 98
+mkdir -p /run/systemd/nspawn && mount -t tmpfs -o mode=755 tmpfs /run/systemd/nspawn || exit 99
 exec systemd-nspawn "$@"
 `;
 

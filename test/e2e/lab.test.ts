@@ -283,7 +283,7 @@ async function traces(): Promise<Record<string, string[]>> {
 		namespaces: ours(list("/run/netns")),
 		cgroups: cgroups.stdout.split("\n").filter(Boolean),
 		processes: processes.stdout.split("\n").filter((line) => /supervisor\.ts t-lab|gplab[.=]t-lab/.test(line)),
-		nspawn: ["propagate", "unix-export", "locks"].flatMap((place) => ours(list(`/run/systemd/nspawn/${place}`))),
+		nspawn: ours(list("/run/systemd/nspawn/propagate")),
 		state: ours(list("/var/lib/groundplane-lab")),
 		hosts: readFileSync("/etc/hosts", "utf8").split("\n"),
 	};
