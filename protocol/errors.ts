@@ -36,6 +36,7 @@ export const errorCodes = {
 	TunnelProtocolError: 502,
 	TunnelClosed: 502,
 	DeadlineExceeded: 504,
+	Unreachable: 503,
 	Overloaded: 503,
 	// Work on a host
 	PrerequisiteNotMet: 412,
