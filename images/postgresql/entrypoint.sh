@@ -24,7 +24,7 @@ private="$(mktemp -d)"
 # A postmaster.pid of a container that was killed names a process id that may now be somebody else's.
 rm -f "$data/postmaster.pid"
 pg_ctl start --pgdata "$data" --wait --timeout 600 --silent --log "$private/log" \
-	--options "-c config_file=$config -c listen_addresses='' -c unix_socket_directories='$private' -c logging_collector=off" \
+	--options "-c config_file=$config -c listen_addresses='' -c port=5432 -c unix_socket_directories='$private' -c logging_collector=off" \
 	|| { cat "$private/log" >&2; exit 1; }
 psql --host "$private" --username postgres --dbname postgres --no-psqlrc --quiet --set ON_ERROR_STOP=1 --output /dev/null --file "$init" \
 	|| { cat "$private/log" >&2; pg_ctl stop --pgdata "$data" --mode immediate --silent || true; exit 1; }
