@@ -270,7 +270,8 @@ export class KubeProxy {
 			agent = new ConnectAgent({
 				proxyHost: this.#tunnel.hostname,
 				proxyPort: Number(this.#tunnel.port || 443),
-				tls: () => this.#options.tls.current,
+				// Node would take the name of the Host header for the certificate's.
+				tls: () => ({ ...this.#options.tls.current, servername: this.#tunnel.hostname }),
 				authority: `kube-apiserver.${host}:80`,
 			});
 			this.#agents.set(host, agent);
@@ -315,22 +316,28 @@ export class KubeProxy {
 		const id = requestId(request);
 		if (shown.status >= 500)
 			this.#options.log.warn({ err: error, requestId: id, method: request.method }, "can't reach a cluster");
-		const body = JSON.stringify({
-			kind: "Status",
-			apiVersion: "v1",
-			metadata: {},
-			status: "Failure",
-			message: `${shown.message} ${shown.next}`,
-			reason: reasons[shown.status] ?? "InternalError",
-			details: { causes: [{ reason: shown.code, message: `request ${id}` }] },
-			code: shown.status,
-		});
+		const message = `${shown.message} ${shown.next}`;
+		// kubectl shows the words of a failed discovery only when they are plain text and the status is a rare one.
+		const discovery = /^\/k8s\/clusters\/[^/]*\/apis?(\?|$)/.test(request.url ?? "") && shown.status !== 401;
+		const status = discovery && shown.status !== 403 ? 502 : shown.status;
+		const body = discovery
+			? message
+			: JSON.stringify({
+					kind: "Status",
+					apiVersion: "v1",
+					metadata: {},
+					status: "Failure",
+					message,
+					reason: reasons[status] ?? "InternalError",
+					details: { causes: [{ reason: shown.code, message: `request ${id}` }] },
+					code: status,
+				});
 		return {
-			status: shown.status,
+			status,
 			headers: {
-				"content-type": "application/json",
+				"content-type": discovery ? "text/plain; charset=utf-8" : "application/json",
 				"content-length": Buffer.byteLength(body),
-				...(shown.status === 401 && { "www-authenticate": "Bearer" }),
+				...(status === 401 && { "www-authenticate": "Bearer" }),
 			},
 			body,
 		};
