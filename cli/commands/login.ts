@@ -24,7 +24,7 @@ interface LoginOptions {
 	readonly device?: boolean;
 }
 
-const SCOPE = "openid profile offline_access";
+const SCOPE = "openid profile";
 const BROWSER_DEADLINE_MS = 5 * 60_000;
 
 export function loginCommand(): Command {
