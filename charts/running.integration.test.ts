@@ -717,16 +717,15 @@ describe("prometheus", () => {
 		// Every query of the dashboard is one that Prometheus understands.
 		for (const { expr } of regionQueries) await query(expr);
 
-		// The startup probe asks the same way.
-		const client = join(directory, "client.yml");
-		await writeFile(
-			client,
-			configFile(region, "prometheus", "client.yml").replaceAll(
-				"/etc/groundplane/tls",
-				join(directory, "tls-prometheus"),
-			),
+		// The probe asks the same way, and is all that the container has for it.
+		const { template } = region.find(({ kind, metadata }) => kind === "StatefulSet" && metadata.name === "prometheus")
+			?.spec as {
+			template: { spec: { containers: { readinessProbe: { exec: { command: string[] } } }[] } };
+		};
+		const [probe, ...args] = (template.spec.containers[0]?.readinessProbe.exec.command ?? []).map((argument) =>
+			argument.replace("/etc/groundplane/tls", join(directory, "tls-prometheus")).replaceAll(":9090", `:${port}`),
 		);
-		await execute("promtool", ["check", "ready", `--url=https://localhost:${port}`, `--http.config.file=${client}`]);
+		await execute(String(probe), args);
 		// Without a certificate of the region nobody may look.
 		const stranger = new Agent({ connect: { ca: certificates.caPem } });
 		await expect(
