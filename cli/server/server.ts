@@ -1,0 +1,378 @@
+import { mkdir, readFile, rm } from "node:fs/promises";
+import { hostname } from "node:os";
+import { join } from "node:path";
+import { z } from "zod";
+import { LocalBundles } from "../../agent/engine/bundles.ts";
+import { Engine, type EngineLog } from "../../agent/engine/engine.ts";
+import { statOf, writeDurable } from "../../agent/primitives/durable.ts";
+import { type Exec, type ExecOptions, execute } from "../../agent/primitives/exec.ts";
+import { checkHost } from "../../agent/primitives/preflight.ts";
+import { GroundplaneError } from "../../protocol/errors.ts";
+import type { HostCheck, RoleStatus } from "../../protocol/facts.ts";
+import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
+import { imageArchive, newestBundle, type Release } from "./release.ts";
+import { storageObjects, VOLUMES } from "./storage.ts";
+
+/** `--config`: what may be different from one management server to another. */
+export const serverConfig = z.strictObject({
+	/** Name of the node; the host's own when empty. */
+	nodeName: z.string().optional(),
+	/** Address of the node; the one of its default route when empty. */
+	nodeAddress: z.ipv4().optional(),
+	podSubnet: z.cidrv4().default("10.244.0.0/16"),
+	serviceSubnet: z.cidrv4().default("10.96.0.0/12"),
+	/** A further name or address of the API server. */
+	endpoint: z.string().optional(),
+	/** Values of charts/groundplane, over ours. */
+	values: z.record(z.string(), z.unknown()).default({}),
+});
+export type ServerConfig = z.output<typeof serverConfig>;
+
+export const STATE_DIR = "/var/lib/groundplane/server";
+const ADMIN = "/etc/kubernetes/admin.conf";
+const NAMESPACE = "groundplane-system";
+const RELEASE_NAME = "groundplane";
+
+export interface ServerOptions {
+	readonly stateDir: string;
+	readonly signal: AbortSignal;
+	/** An existing cluster to use; without it this machine becomes one. */
+	readonly kubeconfig?: string | undefined;
+	readonly exec?: Exec;
+	readonly log?: EngineLog;
+}
+
+type Progress = (text: string) => void;
+
+/** The management server: a Kubernetes of one node on this machine (or one that exists), and the core in it. */
+export class Server {
+	readonly #options: ServerOptions;
+	readonly #exec: Exec;
+
+	constructor(options: ServerOptions) {
+		this.#options = options;
+		this.#exec = options.exec ?? execute;
+	}
+
+	/** Everything that this machine must be, each with its result; ports and paths only before the first installation. */
+	async checks(): Promise<HostCheck[]> {
+		const installed = await this.#hasKubernetes();
+		return checkHost({
+			cores: 2,
+			memoryMiB: 3500,
+			disks: installed ? [] : [{ path: "/var/lib", freeGiB: 15 }],
+			ports: installed ? [] : [443, 6443, 10250, 10256, 10257, 10259, 2379, 2380],
+			absent: installed ? [] : ["/etc/kubernetes/kubelet.conf", "/run/containerd/containerd.sock"],
+			programs: { ip: "iproute2", nft: "nftables", modprobe: "kmod", mount: "mount" },
+		});
+	}
+
+	/** The role pack `kubernetes` on this machine, by the engine that hosts have. */
+	async installKubernetes(release: Release, config: ServerConfig, progress: Progress): Promise<void> {
+		const version = newestBundle(release, "kubernetes");
+		const parameters: KubernetesRoleInput = {
+			cluster: "groundplane",
+			mode: "server",
+			kubernetesVersion: version,
+			nodeName: config.nodeName ?? nodeNameOf(hostname()),
+			podSubnet: config.podSubnet,
+			serviceSubnet: config.serviceSubnet,
+			...(config.nodeAddress === undefined ? {} : { nodeAddress: config.nodeAddress }),
+			...(config.endpoint === undefined ? {} : { endpoint: config.endpoint }),
+		};
+		await this.#converge(
+			[{ name: "kubernetes", version, parameters }],
+			new LocalBundles(release.directory, release.jwks),
+			progress,
+		);
+		await this.#kubectl(["wait", "node", "--all", "--for=condition=Ready", "--timeout=180s"]);
+	}
+
+	/** Undoes the role, so that the machine is as it was found, and deletes volumes and state. */
+	async removeKubernetes(progress: Progress): Promise<void> {
+		const none = new LocalBundles("/nonexistent", { keys: [] });
+		await this.#converge([], none, progress);
+		await rm(VOLUMES, { recursive: true, force: true });
+		await rm(this.#options.stateDir, { recursive: true, force: true });
+	}
+
+	/** Imports the release's images into the node's container runtime; those that are there already are left alone. */
+	async importImages(release: Release, progress: Progress): Promise<void> {
+		const recordPath = join(this.#options.stateDir, "images.json");
+		const imported: Record<string, string> = JSON.parse(await readFile(recordPath, "utf8").catch(() => "{}"));
+		const { stdout } = await this.#run("ctr", ["-n", "k8s.io", "images", "ls", "-q"]);
+		const present = new Set(stdout.split("\n"));
+		for (const [index, image] of release.images.entries()) {
+			progress(`${index + 1}/${release.images.length} ${image.reference}`);
+			if (imported[image.reference] === image.sha256 && present.has(storedName(image.reference))) continue;
+			await this.#run("ctr", ["-n", "k8s.io", "images", "import", "--local", await imageArchive(release, image)]);
+			await this.#run("ctr", [
+				...["-n", "k8s.io", "images", "label"],
+				...[storedName(image.reference), "io.cri-containerd.pinned=pinned"],
+			]);
+			imported[image.reference] = image.sha256;
+			await writeDurable(recordPath, JSON.stringify(imported), 0o600);
+		}
+	}
+
+	/** A StorageClass that is the default: our own on our own node, the cluster's on an existing one. */
+	async provideStorage(release: Release): Promise<void> {
+		if (this.#options.kubeconfig !== undefined) {
+			const classes = await this.#get<StorageClass>("storageclasses");
+			const isDefault = ({ metadata }: StorageClass) =>
+				metadata.annotations?.["storageclass.kubernetes.io/is-default-class"] === "true";
+			if (classes.some(isDefault)) return;
+			throw new GroundplaneError("PrerequisiteNotMet", "the cluster has no default StorageClass", {
+				next: "Install a provisioner and mark its StorageClass with storageclass.kubernetes.io/is-default-class=true.",
+			});
+		}
+		const image = (part: string) => {
+			const found = release.images.find(({ reference }) => reference.includes(part));
+			if (found) return found.reference;
+			throw new GroundplaneError("InvalidInput", `the release has no image ${part}`, {
+				next: "Use a complete release.",
+			});
+		};
+		const objects = storageObjects(image("local-path-provisioner"), image("local-path-helper"));
+		const list = { apiVersion: "v1", kind: "List", items: objects };
+		await this.#kubectl(["apply", "--server-side", "--force-conflicts", "--field-manager=gp", "-f", "-"], {
+			input: JSON.stringify(list),
+		});
+	}
+
+	/** `helm upgrade --install` of the core, and the wait until it is ready. */
+	async installCore(release: Release, config: ServerConfig, progress: Progress): Promise<void> {
+		await this.#mendHelm(release, progress);
+		const ownNode = this.#options.kubeconfig === undefined;
+		const values = merge(
+			{
+				image: { tag: release.version },
+				release: { publicJwks: JSON.stringify(release.jwks) },
+				bundles: release.bundles,
+				...(ownNode ? { edge: { hostPort: 443, service: { type: "ClusterIP" } } } : {}),
+			},
+			config.values,
+		);
+		progress("helm upgrade --install");
+		await this.#helm(
+			release,
+			[
+				...["upgrade", "--install", RELEASE_NAME, join(release.directory, release.chart)],
+				...["--namespace", NAMESPACE, "--create-namespace", "--values", "-"],
+				...["--wait", "--timeout", "8m", "--history-max", "5"],
+			],
+			{ input: JSON.stringify(values) },
+		);
+		await writeDurable(
+			join(this.#options.stateDir, "server.json"),
+			JSON.stringify({ version: release.version, installedAt: new Date().toISOString() }),
+			0o600,
+		);
+	}
+
+	/** Takes the core away from an existing cluster. Regions must be gone: the operator is what removes them. */
+	async removeCore(release: Release, progress: Progress): Promise<void> {
+		const regions = await this.#get("regions.groundplane.io").catch(() => []);
+		if (regions.length > 0) {
+			progress(`deleting ${regions.length} regions`);
+			await this.#kubectl(["delete", "regions.groundplane.io", "--all", "--timeout=15m"]);
+		}
+		await this.#helm(release, ["uninstall", RELEASE_NAME, "--namespace", NAMESPACE, "--ignore-not-found", "--wait"]);
+		await this.#kubectl(["delete", "namespace", NAMESPACE, "--ignore-not-found"]);
+		await rm(this.#options.stateDir, { recursive: true, force: true });
+	}
+
+	/** What is installed and how it does. */
+	async status(): Promise<ServerStatus> {
+		const installed = await readFile(join(this.#options.stateDir, "server.json"), "utf8").catch(() => undefined);
+		if (installed === undefined && this.#options.kubeconfig === undefined && !(await this.#hasKubernetes()))
+			throw new GroundplaneError("NotFound", "there is no management server on this machine", {
+				next: "Run: gp server init --release DIR. For one on another cluster give --kubeconfig.",
+			});
+		const components: ServerComponent[] = [];
+		const nodes = await this.#get<Node>("nodes");
+		for (const { metadata, status } of nodes) {
+			const ready = status.conditions?.find(({ type }) => type === "Ready");
+			components.push({
+				name: `node ${metadata.name}`,
+				version: status.nodeInfo.kubeletVersion,
+				ready: ready?.status === "True",
+				message: ready?.status === "True" ? "" : (ready?.message ?? "no report"),
+			});
+		}
+		const workloads = ["deployments", "daemonsets", "statefulsets"].join(",");
+		const namespaces = [NAMESPACE, "groundplane-storage", "kube-system", "kube-flannel"];
+		for (const namespace of namespaces)
+			for (const workload of await this.#get<Workload>(workloads, namespace)) components.push(describe(workload));
+		const regions = await this.#get<RegionObject>("regions.groundplane.io").catch(() => []);
+		return {
+			version: installed === undefined ? undefined : (JSON.parse(installed).version as string),
+			components,
+			regions: regions.map(({ metadata, status }) => ({ name: metadata.name, phase: status?.phase ?? "Pending" })),
+		};
+	}
+
+	/** Runs the engine until all roles are as wanted; a step that keeps failing is what the person must know. */
+	async #converge(
+		roles: { name: string; version: string; parameters: Record<string, unknown> }[],
+		bundles: LocalBundles,
+		progress: Progress,
+	): Promise<void> {
+		const { stateDir, signal, log = silent } = this.#options;
+		await mkdir(stateDir, { recursive: true, mode: 0o700 });
+		const engine = new Engine({ stateDir, bundles, log, exec: this.#exec });
+		engine.setDesired({ roles, paused: false, validUntil: Number.MAX_SAFE_INTEGER });
+		const stop = new AbortController();
+		let failure: GroundplaneError | undefined;
+		const look = (statuses: readonly RoleStatus[]) => {
+			const role = statuses[0];
+			if (role) progress(`${role.done}/${role.total} ${role.step ?? role.phase}`);
+			failure = failureOf(role);
+			const done = roles.length === 0 ? statuses.length === 0 : role?.phase === "Applied";
+			if (done || failure) stop.abort();
+		};
+		engine.onStatus(look);
+		if (roles.length === 0 && !(await this.#hasKubernetes())) return;
+		await engine.run(AbortSignal.any([signal, stop.signal]));
+		signal.throwIfAborted();
+		if (failure) throw failure;
+	}
+
+	/** A release that was killed in the middle of its work blocks the next one: taken back first. */
+	async #mendHelm(release: Release, progress: Progress): Promise<void> {
+		const { code, stdout } = await this.#helm(
+			release,
+			["status", RELEASE_NAME, "--namespace", NAMESPACE, "--output", "json"],
+			{ codes: true },
+		);
+		if (code !== 0) return;
+		const { info, version } = JSON.parse(stdout) as { info?: { status?: string }; version?: number };
+		if (!info?.status?.startsWith("pending-")) return;
+		progress(`taking back an interrupted ${info.status.slice("pending-".length)}`);
+		const back = (version ?? 1) > 1 ? ["rollback", RELEASE_NAME] : ["uninstall", RELEASE_NAME];
+		await this.#helm(release, [...back, "--namespace", NAMESPACE, "--wait"]);
+	}
+
+	async #get<T>(kind: string, namespace?: string): Promise<T[]> {
+		const scope = namespace === undefined ? [] : ["--namespace", namespace];
+		const { stdout } = await this.#kubectl(["get", kind, ...scope, "--output=json"]);
+		return (JSON.parse(stdout) as { items: T[] }).items;
+	}
+
+	async #kubectl(args: readonly string[], options: ExecOptions = {}) {
+		const kubeconfig = this.#options.kubeconfig ?? ADMIN;
+		return this.#run("kubectl", ["--kubeconfig", kubeconfig, "--request-timeout=5m", ...args], options);
+	}
+
+	async #helm(release: Release, args: readonly string[], options: ExecOptions = {}) {
+		const home = join(this.#options.stateDir, "helm");
+		return this.#run(join(release.directory, release.helm), args, {
+			...options,
+			env: {
+				KUBECONFIG: this.#options.kubeconfig ?? ADMIN,
+				HELM_CACHE_HOME: join(home, "cache"),
+				HELM_CONFIG_HOME: join(home, "config"),
+				HELM_DATA_HOME: join(home, "data"),
+			},
+		});
+	}
+
+	#run(file: string, args: readonly string[], options: ExecOptions = {}) {
+		return this.#exec(file, args, { signal: this.#options.signal, ...options });
+	}
+
+	async #hasKubernetes(): Promise<boolean> {
+		return (await statOf(join(this.#options.stateDir, "roles", "kubernetes.json"))) !== undefined;
+	}
+}
+
+export interface ServerComponent {
+	readonly name: string;
+	readonly version: string;
+	readonly ready: boolean;
+	readonly message: string;
+}
+
+export interface ServerStatus {
+	readonly version: string | undefined;
+	readonly components: readonly ServerComponent[];
+	readonly regions: readonly { name: string; phase: string }[];
+}
+
+interface Metadata {
+	readonly name: string;
+	readonly namespace?: string;
+	readonly annotations?: Record<string, string>;
+}
+interface StorageClass {
+	readonly metadata: Metadata;
+}
+interface RegionObject {
+	readonly metadata: Metadata;
+	readonly status?: { phase?: string };
+}
+interface Node {
+	readonly metadata: Metadata;
+	readonly status: {
+		nodeInfo: { kubeletVersion: string };
+		conditions?: { type: string; status: string; message?: string }[];
+	};
+}
+interface Workload {
+	readonly metadata: Metadata;
+	readonly spec: { replicas?: number; template: { spec: { containers: { image: string }[] } } };
+	readonly status?: { readyReplicas?: number; numberReady?: number; desiredNumberScheduled?: number };
+}
+
+function describe({ metadata, spec, status }: Workload): ServerComponent {
+	const wanted = spec.replicas ?? status?.desiredNumberScheduled ?? 0;
+	const ready = status?.readyReplicas ?? status?.numberReady ?? 0;
+	return {
+		name: `${metadata.namespace}/${metadata.name}`,
+		version: /:([^:/@]+)$/.exec(spec.template.spec.containers[0]?.image ?? "")?.[1] ?? "",
+		ready: ready >= wanted,
+		message: `${ready}/${wanted}`,
+	};
+}
+
+/**
+ * When a role that fails is a matter for the person: at once when the machine or the input is at fault, after the third
+ * time otherwise.
+ */
+export function failureOf(role: RoleStatus | undefined): GroundplaneError | undefined {
+	if (role?.phase !== "Failed") return undefined;
+	const final = ["PrerequisiteNotMet", "InvalidInput", "SignatureInvalid", "DigestMismatch", "BundleNotFound"];
+	const attempts = Number(/\((\d+) times\)/.exec(role.message ?? "")?.[1] ?? 1);
+	if (!final.includes(role.reason ?? "") && attempts < 3) return undefined;
+	return new GroundplaneError("StepFailed", `${role.step}: ${role.message}`, {
+		next: "Mend that and run the same command again: it goes on where it stopped.",
+	});
+}
+
+/** containerd stores short references under Docker's registry. */
+export function storedName(reference: string): string {
+	const [first = ""] = reference.split("/");
+	if (!reference.includes("/")) return `docker.io/library/${reference}`;
+	return first.includes(".") || first.includes(":") || first === "localhost" ? reference : `docker.io/${reference}`;
+}
+
+/** A host name as the name of a node: a DNS label. */
+export const nodeNameOf = (host: string): string =>
+	(host.split(".")[0] ?? "")
+		.toLowerCase()
+		.replaceAll(/[^a-z0-9-]/g, "-")
+		.replaceAll(/^-+|-+$/g, "") || "server";
+
+/** Values with others laid over them, tables key by key. */
+export function merge(base: Record<string, unknown>, over: Record<string, unknown>): Record<string, unknown> {
+	const isTable = (value: unknown): value is Record<string, unknown> =>
+		typeof value === "object" && value !== null && !Array.isArray(value);
+	const merged = { ...base };
+	for (const [key, value] of Object.entries(over)) {
+		const below = merged[key];
+		merged[key] = isTable(below) && isTable(value) ? merge(below, value) : value;
+	}
+	return merged;
+}
+
+const silent: EngineLog = { info: () => {}, warn: () => {}, error: () => {} };
