@@ -4,11 +4,16 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { stringify } from "yaml";
+import type { ZodRawShape } from "zod";
+import { type Region, regionSpec } from "../crds/region.ts";
 import { tool } from "../hack/builder/tools.ts";
+import { readConfig } from "../operator/config.ts";
 import type { KubeConfig } from "../operator/kube/config.ts";
+import { regionSecrets, values } from "../operator/region/wanted.ts";
+import { commonConfig, loadConfig } from "../services/kit/config.ts";
 import { startApiServer, type TestApiServer } from "../test/support/apiserver.ts";
 import { type PackagedCharts, packageCharts } from "./package.ts";
-import { coreValues, execute, helm, manifests, regionValues, render } from "./testing.ts";
+import { coreValues, execute, helm, type Manifest, manifests, publicJwks, regionValues, render } from "./testing.ts";
 
 /** Values that switch on everything the charts can make. */
 const fullCore = {
@@ -275,6 +280,70 @@ test("a Secret's checksum rolls exactly the pods that can't read it anew", async
 	expect(await rolled("nats")).toEqual(["hosts", "nats", "tunnel"]);
 	expect(await rolled("tls-front")).toEqual(["front"]);
 	expect(await rolled("tls-hosts")).toEqual([]);
+});
+
+describe("what the chart and the code agree on", () => {
+	test("every variable that a service gets is one that it reads, and none is missing", async () => {
+		const definitions: Record<string, { config: ZodRawShape }> = {
+			tunnel: (await import("../services/tunnel/service.ts")).tunnelService,
+			auth: (await import("../services/auth/service.ts")).authService,
+			clusters: (await import("../services/clusters/service.ts")).clustersService,
+			hosts: (await import("../services/hosts/service.ts")).hostsService,
+			artifacts: (await import("../services/artifacts/service.ts")).artifactsService,
+		};
+		// Read by node, by libuv and by libc, or given to every service whether it needs it or not.
+		const others = ["NODE_OPTIONS", "UV_THREADPOOL_SIZE", "MALLOC_ARENA_MAX", "POD_NAME", "POD_IP", "VERSION"];
+		const objects = manifests(await render(charts.region, "region-demo", regionValues));
+		for (const [name, { config }] of Object.entries(definitions)) {
+			const variables = containerOf(objects, name).env ?? [];
+			const env = Object.fromEntries(variables.map(({ name, value }) => [name, value ?? "from the pod"]));
+			expect(() => loadConfig(config, env), name).not.toThrow();
+			const known = Object.keys({ ...commonConfig, ...config }).map((key) =>
+				key.replace(/[A-Z]/g, (letter) => `_${letter}`).toUpperCase(),
+			);
+			expect(Object.keys(env).filter((variable) => ![...known, ...others].includes(variable))).toEqual([]);
+		}
+	});
+
+	test("every Secret that is mounted is one that the operator mints, and every key is there", async () => {
+		const objects = manifests(await render(charts.region, "region-demo", regionValues));
+		const mounted = new Set([...JSON.stringify(objects).matchAll(/"secretName":"([^"]+)"/g)].map(([, name]) => name));
+		expect([...mounted].sort()).toEqual(regionSecrets.map(({ name }) => name).sort());
+	});
+
+	test("the operator's values of a Region with nothing but its name and domain fit the chart", async () => {
+		const region = {
+			metadata: { name: "demo" },
+			spec: regionSpec.parse({ customer: "Example", domain: "demo.example.com" }),
+		};
+		const config = readConfig({
+			VERSION: "0.2.0",
+			RELEASE_JWKS: publicJwks,
+			BUNDLES: JSON.stringify(regionValues.bundles),
+		});
+		const yaml = await render(charts.region, "region-demo", values(region as Region, config, { nats: "1234" }));
+		expect(manifests(yaml).length).toBeGreaterThan(50);
+		const operator = containerOf(
+			manifests(await render(charts.groundplane, "groundplane-system", fullCore)),
+			"operator",
+		);
+		const env = Object.fromEntries((operator.env ?? []).map(({ name, value }) => [name, value ?? "operator-0"]));
+		expect(readConfig(env)).toMatchObject({
+			version: "0.2.0",
+			image: { registry: "registry.example.com/team", tag: "0.2.0", pullSecrets: [{ name: "pull" }] },
+			bundles: regionValues.bundles,
+		});
+	});
+
+	interface Container {
+		env?: { name: string; value?: string }[];
+	}
+	function containerOf(objects: readonly Manifest[], name: string): Container {
+		const found = objects.find(({ kind, metadata }) => kind === "Deployment" && metadata.name === name);
+		const [container] = (found?.spec as { template: { spec: { containers: Container[] } } }).template.spec.containers;
+		if (container === undefined) throw new Error(`no Deployment ${name}`);
+		return container;
+	}
 });
 
 type Schema = { [key: string]: unknown };

@@ -74,6 +74,8 @@ spec:
               value: {{ $root.Values.domain }}
             - name: NAMESPACE
               value: {{ $root.Release.Namespace }}
+            - name: VERSION
+              value: {{ $root.Values.image.tag | default $root.Chart.AppVersion | quote }}
             - name: POD_NAME
               valueFrom:
                 fieldRef:
