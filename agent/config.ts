@@ -1,0 +1,105 @@
+import { readFileSync } from "node:fs";
+import { hostname } from "node:os";
+import { join } from "node:path";
+import { z } from "zod";
+import { GroundplaneError } from "../protocol/errors.ts";
+import { agentConfig } from "../protocol/messages.ts";
+
+/** Where the agent's files are. `root` is `/` but in tests. */
+export class Paths {
+	readonly config: string;
+	readonly joinToken: string;
+	readonly policy: string;
+	readonly services: string;
+	/** Identity, last desired state, journals of the engine; mode 0700. */
+	readonly state: string;
+	/** Release bundles. */
+	readonly releases: string;
+	/** What `gp-agent status` shows. */
+	readonly status: string;
+
+	constructor(root = "/") {
+		this.config = join(root, "etc/groundplane/agent.json");
+		this.joinToken = join(root, "etc/groundplane/join-token");
+		this.policy = join(root, "etc/groundplane/policy.json");
+		this.services = join(root, "etc/groundplane/services.d");
+		this.state = join(root, "var/lib/groundplane/agent");
+		this.releases = join(root, "var/lib/groundplane");
+		this.status = join(root, "run/groundplane/status.json");
+	}
+}
+
+/** `agent.json`, with the name that the host goes by and the proxy, if there is one. */
+export type Config = Omit<z.output<typeof agentConfig>, "hostName" | "proxy"> & {
+	readonly hostName: string;
+	readonly proxy: string | undefined;
+};
+
+/** Reads `agent.json`. Throws InvalidConfiguration. */
+export function loadConfig(paths: Paths, env: Readonly<Record<string, string | undefined>> = process.env): Config {
+	let content: unknown;
+	try {
+		content = JSON.parse(readFileSync(paths.config, "utf8"));
+	} catch (cause) {
+		throw new GroundplaneError("InvalidConfiguration", `${paths.config} can't be read`, {
+			next: "Install the package groundplane-agent-config of your region: run the command of gp host join-command.",
+			cause,
+		});
+	}
+	const parsed = agentConfig.safeParse(content);
+	if (!parsed.success) {
+		throw new GroundplaneError(
+			"InvalidConfiguration",
+			`${paths.config}: ${z.prettifyError(parsed.error).replaceAll("\n", " ")}`,
+			{
+				next: "Correct it, or install the package groundplane-agent-config again.",
+			},
+		);
+	}
+	const { hostName, proxy, ...rest } = parsed.data;
+	return {
+		...rest,
+		hostName: hostName || ownName(),
+		proxy: proxy ?? proxyFor(rest.address, env),
+	};
+}
+
+/** The host's own name as a DNS label (RFC 1123 §2.1). */
+function ownName(): string {
+	const label = (hostname().split(".")[0] ?? "")
+		.toLowerCase()
+		.replace(/[^a-z0-9-]/g, "-")
+		.replace(/^-+|-+$/g, "");
+	return label.slice(0, 63) || "host";
+}
+
+/** `https_proxy`, unless `no_proxy` names the address. */
+export function proxyFor(address: string, env: Readonly<Record<string, string | undefined>>): string | undefined {
+	const proxy = env.https_proxy || env.HTTPS_PROXY;
+	if (!proxy || !URL.canParse(proxy)) return undefined;
+	const host = address.replace(/:\d+$/, "");
+	const except = (env.no_proxy || env.NO_PROXY || "").split(",").map((one) => one.trim().replace(/^\./, ""));
+	const excepted = except.some((one) => one === "*" || (one !== "" && (host === one || host.endsWith(`.${one}`))));
+	return excepted ? undefined : proxy;
+}
+
+const policySchema = z.object({ allow: z.object({ services: z.array(z.string()) }) });
+
+/**
+ * Which of the agent's services the region may open, by the customer's own word: `/etc/groundplane/policy.json`,
+ * `{"allow": {"services": ["metrics", "kube-apiserver"]}}`. All are allowed when there is no such file,
+ * none when it can't be understood. Read at each stream, so a change counts at once.
+ */
+export function policyAllows(paths: Paths, service: string): boolean {
+	let text: string;
+	try {
+		text = readFileSync(paths.policy, "utf8");
+	} catch (error) {
+		return (error as NodeJS.ErrnoException).code === "ENOENT";
+	}
+	try {
+		return policySchema.parse(JSON.parse(text)).allow.services.includes(service);
+	} catch {
+		return false;
+	}
+}
