@@ -13,7 +13,17 @@ import { regionSecrets, values } from "../operator/region/wanted.ts";
 import { commonConfig, loadConfig } from "../services/kit/config.ts";
 import { startApiServer, type TestApiServer } from "../test/support/apiserver.ts";
 import { type PackagedCharts, packageCharts } from "./package.ts";
-import { coreValues, execute, helm, type Manifest, manifests, publicJwks, regionValues, render } from "./testing.ts";
+import {
+	containerOf,
+	coreValues,
+	execute,
+	helm,
+	type Manifest,
+	manifests,
+	publicJwks,
+	regionValues,
+	render,
+} from "./testing.ts";
 
 /** Values that switch on everything the charts can make. */
 const fullCore = {
@@ -334,16 +344,6 @@ describe("what the chart and the code agree on", () => {
 			bundles: regionValues.bundles,
 		});
 	});
-
-	interface Container {
-		env?: { name: string; value?: string }[];
-	}
-	function containerOf(objects: readonly Manifest[], name: string): Container {
-		const found = objects.find(({ kind, metadata }) => kind === "Deployment" && metadata.name === name);
-		const [container] = (found?.spec as { template: { spec: { containers: Container[] } } }).template.spec.containers;
-		if (container === undefined) throw new Error(`no Deployment ${name}`);
-		return container;
-	}
 });
 
 type Schema = { [key: string]: unknown };

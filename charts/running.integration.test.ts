@@ -22,6 +22,7 @@ import { freePort } from "../test/support/postgres.ts";
 import { regionQueries } from "./dashboards/region.ts";
 import {
 	configFile,
+	containerOf,
 	coreValues,
 	execute,
 	type Manifest,
@@ -718,11 +719,8 @@ describe("prometheus", () => {
 		for (const { expr } of regionQueries) await query(expr);
 
 		// The probe asks the same way, and is all that the container has for it.
-		const { template } = region.find(({ kind, metadata }) => kind === "StatefulSet" && metadata.name === "prometheus")
-			?.spec as {
-			template: { spec: { containers: { readinessProbe: { exec: { command: string[] } } }[] } };
-		};
-		const [probe, ...args] = (template.spec.containers[0]?.readinessProbe.exec.command ?? []).map((argument) =>
+		const command = containerOf(region, "prometheus").readinessProbe?.exec?.command ?? [];
+		const [probe, ...args] = command.map((argument) =>
 			argument.replace("/etc/groundplane/tls", join(directory, "tls-prometheus")).replaceAll(":9090", `:${port}`),
 		);
 		await execute(String(probe), args);

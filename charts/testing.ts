@@ -71,3 +71,18 @@ export function configFile(objects: readonly Manifest[], name: string, file: str
 	if (text === undefined) throw new Error(`the chart renders no ConfigMap ${name} with ${file}`);
 	return text;
 }
+
+/** A container as far as tests read it. */
+export interface Container {
+	env?: { name: string; value?: string }[];
+	readinessProbe?: { exec?: { command: string[] } };
+}
+
+/** The container of a Deployment or StatefulSet in what a chart renders. */
+export function containerOf(objects: readonly Manifest[], name: string): Container {
+	const found = objects.find(({ kind, metadata }) => /^(Deployment|StatefulSet)$/.test(kind) && metadata.name === name);
+	const spec = found?.spec as { template: { spec: { containers: Container[] } } } | undefined;
+	const container = spec?.template.spec.containers[0];
+	if (container === undefined) throw new Error(`the chart renders no Deployment or StatefulSet ${name}`);
+	return container;
+}
