@@ -162,7 +162,9 @@ export class KubeClient {
 	/** One page (all of it without `limit`). */
 	async list<T extends KubeObject>(resource: Resource<T>, options: ListOptions = {}): Promise<KubeList<T>> {
 		const { namespace, signal, ...query } = options;
-		return this.request("GET", collectionPath(resource, namespace), { query, signal });
+		const list = await this.request<KubeList<T>>("GET", collectionPath(resource, namespace), { query, signal });
+		// Go writes an empty list as null in places.
+		return { ...list, items: list.items ?? [] };
 	}
 
 	/** All objects, read in pages. */

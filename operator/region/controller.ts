@@ -133,13 +133,16 @@ export async function createRegionController(deps: ControllerDeps): Promise<Runn
 				await addFinalizer(client, regions, region, FINALIZER, signal);
 				return undefined;
 			case "apply-frame": {
-				const objects = frame(region, config);
-				for (const object of objects) {
+				const wanted = frame(region, config);
+				// First the namespace and the rights in it, which take a moment to be seen; then what needs the rights.
+				const fresh = seen.namespace === "missing";
+				for (const object of fresh ? wanted.slice(0, 2) : wanted) {
 					const resource = frameResources[object.kind as string];
 					if (resource !== undefined) await client.apply(resource, object, { manager: MANAGER, force: true, signal });
 				}
-				note(name, "frame", objects);
-				return seen.namespace === "missing" ? RIGHTS_MS : undefined;
+				if (fresh) return RIGHTS_MS;
+				note(name, "frame", wanted);
+				return undefined;
 			}
 			case "mint-root":
 				await regionSecrets.mintRoot(region, signal);
@@ -250,12 +253,17 @@ export async function createRegionController(deps: ControllerDeps): Promise<Runn
 
 	/** What helm has recorded, by the labels of its Secrets alone: their content is big. */
 	async function observeRelease(namespace: string, signal: AbortSignal): Promise<Observed["release"]> {
-		const { items } = await client.request<{ items: KubeObject[] }>("GET", `/api/v1/namespaces/${namespace}/secrets`, {
-			query: { labelSelector: `owner=helm,name=${RELEASE}` },
-			headers: { accept: "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1" },
-			signal,
-		});
-		const revisions = items
+		const { items } = await client.request<{ items: KubeObject[] | null }>(
+			"GET",
+			`/api/v1/namespaces/${namespace}/secrets`,
+			{
+				query: { labelSelector: `owner=helm,name=${RELEASE}` },
+				headers: { accept: "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1" },
+				signal,
+			},
+		);
+		// An empty list of this kind is null.
+		const revisions = (items ?? [])
 			.map(({ metadata: { labels = {} } }) => labels)
 			.sort((a, b) => Number(b.version) - Number(a.version));
 		const [newest] = revisions;
@@ -362,8 +370,8 @@ export async function createRegionController(deps: ControllerDeps): Promise<Runn
 	}
 
 	async function writeStatus(region: Region, seen: Observed, step: Step, signal: AbortSignal): Promise<void> {
-		// Gone with its last finalizer.
-		if (step.do === "remove-finalizer") return;
+		// The first one would be written over, the last one is gone with its object.
+		if (step.do === "add-finalizer" || step.do === "remove-finalizer") return;
 		// On the way to a step that lasts there is nothing to tell, and not everything was looked at.
 		if (quick.has(step.do) && region.status?.phase !== undefined) return;
 		const status = statusOf(region, seen, step);

@@ -144,14 +144,16 @@ export class Helm {
 	}
 }
 
-/** The end of what helm said, which is where the reason stands. */
+/** What helm said, in one line. Of much the ends are kept: the first error stands at the beginning, the last one at the end. */
 function reasonOf(stderr: string, error: Error): string {
 	const text = stderr
 		.split("\n")
 		.filter((line) => line.trim() !== "" && !/^(level=|time=)/.test(line))
 		.join(" ")
+		.replace(/^Error: /, "")
 		.trim();
-	return (text === "" ? error.message.split("\n")[0] : text.slice(-1000)) ?? "";
+	if (text === "") return error.message.split("\n")[0] ?? "it gave no reason";
+	return text.length <= 1000 ? text : `${text.slice(0, 700)} … ${text.slice(-300)}`;
 }
 
 const pick = (env: NodeJS.ProcessEnv, names: readonly string[]): NodeJS.ProcessEnv =>
