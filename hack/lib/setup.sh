@@ -23,7 +23,9 @@ gp_install_packages() {
 	flock 9
 	if [ "$(cat "$GP_ROOT/node_modules/.groundplane-lock" 2>/dev/null)" != "$wanted" ]; then
 		echo "Installing npm packages ..." >&2
-		(cd "$GP_ROOT" && npm ci --no-audit --no-fund --loglevel=error >&2) || exit 1
+		# Not `npm ci`: it refuses a lock file without the packages of platforms that a registry does not carry (optional
+		# dependencies for other systems). This installs what the lock file says all the same, and writes nothing to it.
+		(cd "$GP_ROOT" && npm install --no-save --no-audit --no-fund --loglevel=error >&2) || exit 1
 		[ -x "$GP_ROOT/node_modules/.bin/node" ] || {
 			echo "npm did not install Node 26 (package node): allow its install script and run this again." >&2
 			exit 1
