@@ -6,6 +6,7 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import type { Subscription } from "@nats-io/nats-core";
 import { connect } from "@nats-io/transport-node";
 import * as x509 from "@peculiar/x509";
 import { compactVerify, createLocalJWKSet, SignJWT } from "jose";
@@ -74,6 +75,7 @@ async function startWorld() {
 		DATABASE_PASSWORD_FILE: await file("database-password", postgres.password),
 		NATS_URL: nats.url,
 		NATS_PASSWORD_FILE: await file("nats-password", "any"),
+		PROBE_INTERVAL: "1s",
 		HOSTS_CA_DIR: caDir,
 		DESIRED_STATE_KEY_DIR: keyDir,
 	};
@@ -446,6 +448,18 @@ describe("a host's life", () => {
 		expect(protectedHeader).toMatchObject({ alg: "EdDSA", typ: "groundplane-desired-state+jwt", kid: "k1" });
 		return JSON.parse(Buffer.from(payload).toString());
 	};
+	const listeners: Subscription[] = [];
+	/** The gateway that holds the host. */
+	const listen = () => {
+		const subscription = world.nc.subscribe(`hosts.${name}.down`);
+		listeners.push(subscription);
+		void (async () => {
+			for await (const message of subscription) {
+				if (message.string() === "") continue;
+				if (message.json<{ type: string }>().type === "desired-state") documents.push(await verify(message.data));
+			}
+		})();
+	};
 	const nextDocument = (after: number) =>
 		eventually(async () => documents.find(({ generation }) => generation > after), `a document after ${after}`);
 	const last = () => documents.at(-1) as DesiredState;
@@ -465,12 +479,7 @@ describe("a host's life", () => {
 	beforeAll(async () => {
 		const { token } = await world.joinToken({ approve: false });
 		enrolled = (await world.enrol(token, await request(name))).body;
-		const subscription = world.nc.subscribe(`hosts.${name}.down`);
-		void (async () => {
-			for await (const message of subscription) {
-				if (message.json<{ type: string }>().type === "desired-state") documents.push(await verify(message.data));
-			}
-		})();
+		listen();
 		await world.nc.flush();
 	});
 
@@ -588,6 +597,7 @@ describe("a host's life", () => {
 		const subscription = world.nc.subscribe(`hosts.${name}.down`);
 		void (async () => {
 			for await (const message of subscription) {
+				if (message.string() === "") continue;
 				const body = message.json<{ type: string; certificate: string }>();
 				if (body.type === "certificate") renewed.push(body);
 			}
@@ -620,6 +630,19 @@ describe("a host's life", () => {
 		expect(conditionOf(host, "Connected")?.reason).toBe("TunnelClosed");
 		expect(host.status?.connection?.state).toBe("Disconnected");
 	});
+
+	test("a tunnel that no gateway holds any more is found out", async () => {
+		const listening = world.nc.subscribe(`hosts.${name}.down`, { callback: () => undefined });
+		world.link(name, { state: "connected", gateway: "tunnel-1", epoch: 6 });
+		await statusWhere((h) => conditionOf(h, "Connected")?.status === "True", "Connected");
+		for (const subscription of [listening, ...listeners.splice(0)]) subscription.unsubscribe();
+		await eventually(
+			async () => conditionOf(await world.host(name), "Connected")?.reason === "TunnelLost",
+			"lost",
+			60_000,
+		);
+		listen();
+	}, 90_000);
 
 	test("restarts of the service, PostgreSQL and NATS lose nothing", async () => {
 		await Promise.all([world.nats.stop("kill"), world.postgres.stop("kill")]);

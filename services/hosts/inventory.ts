@@ -70,10 +70,10 @@ export class Inventory {
 		return (await this.#db.selectFrom("hosts").select("name").execute()).map(({ name }) => name);
 	}
 
-	/** Hosts whose tunnel is up. */
-	async connected(): Promise<string[]> {
+	/** Hosts whose tunnel is up, as far as gateways have said. */
+	async connected(): Promise<{ name: string; link: Link }[]> {
 		const rows = await this.#db.selectFrom("hosts").select(["name", "link"]).orderBy("name").execute();
-		return rows.filter(({ link }) => link?.state === "connected").map(({ name }) => name);
+		return rows.flatMap(({ name, link }) => (link?.state === "connected" ? [{ name, link }] : []));
 	}
 
 	/** Keeps a report. False when no such host is enrolled. */

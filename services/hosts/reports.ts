@@ -1,5 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { AckPolicy, DeliverPolicy, type JsMsg } from "@nats-io/jetstream";
+import { errors } from "@nats-io/nats-core";
 import { z } from "zod";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { type DownMessage, upMessage } from "../../protocol/messages.ts";
@@ -7,6 +8,7 @@ import { type Bus, ensureHostStreams } from "../kit/bus.ts";
 import type { Log } from "../kit/log.ts";
 import { Counter, type Metrics } from "../kit/metrics.ts";
 import { type CertificateAuthority, readCertificateRequest } from "./certificate-authority.ts";
+import type { Link } from "./database.ts";
 import type { Inventory } from "./inventory.ts";
 
 const link = z.object({
@@ -20,6 +22,8 @@ const link = z.object({
 
 const admitRequest = z.object({ host: z.string(), serial: z.string() });
 
+const PROBES_AT_ONCE = 16;
+
 export interface ReportsOptions {
 	readonly bus: Bus;
 	readonly inventory: Inventory;
@@ -28,6 +32,8 @@ export interface ReportsOptions {
 	readonly changed: (host: string) => void;
 	readonly log: Log;
 	readonly metrics: Metrics;
+	/** How often to look for tunnels that no gateway holds. */
+	readonly probeMs: number;
 	readonly now: () => number;
 }
 
@@ -50,6 +56,7 @@ export class Reports {
 	async run(signal: AbortSignal): Promise<void> {
 		this.#answerAdmissions(signal);
 		await Promise.all([
+			this.#findLost(signal),
 			this.#consume("HOSTS_UP", signal, (message) => this.#report(message)),
 			this.#consume("HOSTS_LINK", signal, (message) => this.#link(message)),
 		]);
@@ -78,6 +85,54 @@ export class Reports {
 		this.cut(host);
 		await jsm.streams.purge("HOSTS_UP", { filter: `hosts.${host}.up.*` });
 		await jsm.streams.purge("HOSTS_LINK", { filter: `hosts.${host}.link` });
+	}
+
+	/**
+	 * A gateway that dies tells nobody that its tunnels are gone, and a host may never come back. Whoever holds a tunnel listens
+	 * for messages to its host: when nobody does, twice in a row, the tunnel is lost.
+	 */
+	async #findLost(signal: AbortSignal): Promise<void> {
+		const { inventory, changed, log, now } = this.#options;
+		let suspects = new Set<string>();
+		while (!signal.aborted) {
+			await delay(this.#options.probeMs, undefined, { signal }).catch(() => undefined);
+			if (signal.aborted) return;
+			try {
+				const unheld = new Set<string>();
+				const connected = await inventory.connected();
+				const work = connected.values();
+				const probe = async () => {
+					for (const { name, link } of work) {
+						if (signal.aborted || (await this.#isHeld(name))) continue;
+						unheld.add(name);
+						if (!suspects.has(name)) continue;
+						const lost: Link = {
+							...link,
+							state: "disconnected",
+							reason: "TunnelLost",
+							at: new Date(now()).toISOString(),
+						};
+						await inventory.recordLink(name, lost);
+						log.warn({ host: name, gateway: link.gateway }, "no gateway holds this host's tunnel any more");
+						changed(name);
+					}
+				};
+				await Promise.all(Array.from({ length: PROBES_AT_ONCE }, probe));
+				suspects = unheld;
+			} catch (err) {
+				if (!signal.aborted) log.warn({ err }, "can't look for lost tunnels; trying again");
+			}
+		}
+	}
+
+	/** Whether a gateway listens for messages to this host. An empty message is a probe, which gateways answer or ignore. */
+	async #isHeld(host: string): Promise<boolean> {
+		try {
+			await this.#options.bus.nc.request(`hosts.${host}.down`, "", { timeout: 1_000 });
+			return true;
+		} catch (error) {
+			return !(error instanceof errors.RequestError && error.isNoResponders());
+		}
 	}
 
 	/** Gateways ask at every connect; several pods of this service share the questions. */

@@ -1,3 +1,4 @@
+import { register } from "prom-client";
 import { z } from "zod";
 import { KubeClient } from "../../operator/kube/client.ts";
 import { loadKubeConfig } from "../../operator/kube/config.ts";
@@ -28,6 +29,8 @@ const config = {
 	desiredStateKeyDir: z.string().default("/etc/groundplane/desired-state-key"),
 	certificateLifetime: durationVariable.prefault("720h"),
 	desiredStateLifetime: durationVariable.prefault("168h"),
+	/** How often to look for tunnels whose gateway has died. */
+	probeInterval: durationVariable.prefault("20s"),
 };
 type Context = ServiceContext<
 	z.output<z.ZodObject<typeof config>> & {
@@ -68,6 +71,7 @@ export const hostsService = defineService({
 			changed: (host) => controller.changed(host),
 			log,
 			metrics,
+			probeMs: config.probeInterval,
 			now,
 		});
 		const controller = new HostsController({
@@ -99,6 +103,8 @@ export const hostsService = defineService({
 			cut: (host, keepSerial) => reports.cut(host, keepSerial),
 			now,
 		});
+		// The reflector and the queue keep theirs in prom-client's own registry.
+		for (const metric of register.getMetricsAsArray()) metrics.registry.registerMetric(metric as never);
 		const work = Promise.all([reports.run(signal), controller.run(signal)]);
 		work.catch(fail);
 
@@ -231,8 +237,8 @@ function api({
 			query: z.object({ service: z.enum(["metrics", "kube-apiserver"]).default("metrics") }),
 			answer: z.array(z.object({ targets: z.array(z.string()), labels: z.record(z.string(), z.string()) })),
 			handler: async ({ query }) => {
-				const names = await inventory.connected();
-				return names.flatMap((name) => target(query.service, name, controller));
+				const connected = await inventory.connected();
+				return connected.flatMap(({ name }) => target(query.service, name, controller));
 			},
 		});
 }
