@@ -1,9 +1,9 @@
-import { hash, verify } from "@node-rs/argon2";
 import type { Selectable } from "kysely";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import type { Role } from "../kit/auth.ts";
 import { isDuplicate, type Kysely, sql } from "../kit/database.ts";
 import { endSessions } from "./adapter.ts";
+import { hashPassword, verifyPassword } from "./password.ts";
 import type { AuthTables } from "./store.ts";
 
 export interface UserRecord {
@@ -20,8 +20,6 @@ export interface UserChanges {
 	readonly disabled?: boolean | undefined;
 }
 
-/** Second of the two settings that OWASP's password storage cheat sheet gives for Argon2id. */
-const argon2id = { algorithm: 2, memoryCost: 19_456, timeCost: 2, parallelism: 1 } as const;
 /** Hashing takes 19 MiB each: more at once are refused rather than piled up. */
 const MAX_HASHING = 4;
 
@@ -130,7 +128,7 @@ export class Users {
 			.where("name", "=", name.trim().toLowerCase())
 			.executeTakeFirst();
 		this.#decoy ??= await this.#hash("nobody has this password");
-		const correct = await this.#limited(() => verify(row?.password_hash ?? (this.#decoy as string), password));
+		const correct = await this.#limited(() => verifyPassword(row?.password_hash ?? (this.#decoy as string), password));
 		return row && correct && !row.disabled ? recordOf(row) : undefined;
 	}
 
@@ -143,7 +141,7 @@ export class Users {
 	}
 
 	#hash(password: string): Promise<string> {
-		return this.#limited(() => hash(password, argon2id));
+		return this.#limited(() => hashPassword(password));
 	}
 
 	async #limited<Result>(work: () => Promise<Result>): Promise<Result> {
