@@ -13,17 +13,7 @@ import { regionSecrets, values } from "../operator/region/wanted.ts";
 import { commonConfig, loadConfig } from "../services/kit/config.ts";
 import { startApiServer, type TestApiServer } from "../test/support/apiserver.ts";
 import { type PackagedCharts, packageCharts } from "./package.ts";
-import {
-	containerOf,
-	coreValues,
-	execute,
-	helm,
-	type Manifest,
-	manifests,
-	publicJwks,
-	regionValues,
-	render,
-} from "./testing.ts";
+import { containerOf, coreValues, execute, helm, manifests, publicJwks, regionValues, render } from "./testing.ts";
 
 /** Values that switch on everything the charts can make. */
 const fullCore = {
