@@ -145,7 +145,7 @@ export class FrameParser {
 		const take = Math.min(this.#missing, chunk.length - at);
 		const small = take < MIN_PIECE_BYTES && take < this.#missing;
 		if (this.#gathered !== undefined || small) {
-			this.#gathered ??= Buffer.allocUnsafe(Math.min(this.#missing, MIN_PIECE_BYTES));
+			this.#gathered ??= Buffer.allocUnsafeSlow(Math.min(this.#missing, MIN_PIECE_BYTES));
 			const gathered = this.#gather(chunk, at, this.#gathered.length - this.#gatheredFill);
 			if (this.#gatheredFill === this.#gathered.length || this.#missing === 0) this.#deliver(this.#release());
 			return at + gathered;
@@ -153,7 +153,7 @@ export class FrameParser {
 		const piece = chunk.subarray(at, at + take);
 		this.#missing -= take;
 		// A short view would keep a long chunk alive for as long as its reader is slow.
-		this.#deliver(take * 4 < chunk.buffer.byteLength ? Buffer.from(piece) : piece);
+		this.#deliver(take * 4 < chunk.buffer.byteLength ? copy(piece) : piece);
 		return at + take;
 	}
 
@@ -177,6 +177,13 @@ export class FrameParser {
 		this.#gatheredFill = 0;
 		return gathered;
 	}
+}
+
+/** A copy with memory of its own: one out of Node's pool would keep the pool alive. */
+function copy(piece: Buffer): Buffer {
+	const own = Buffer.allocUnsafeSlow(piece.length);
+	piece.copy(own);
+	return own;
 }
 
 /** The error of a peer that breaks the protocol. The session ends with it. */

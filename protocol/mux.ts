@@ -355,15 +355,15 @@ export class Session extends EventEmitter<SessionEvents> {
 	close(error?: GroundplaneError): void {
 		if (this.#ended) return;
 		this.#flushControl();
-		this.#transport.end();
 		this.#finish(error);
+		this.#transport.end();
 	}
 
 	/** Ends the session at once. */
 	destroy(error?: GroundplaneError): void {
 		if (this.#ended) return;
-		this.#transport.destroy();
 		this.#finish(error);
+		this.#transport.destroy();
 	}
 
 	// Reading
