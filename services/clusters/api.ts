@@ -188,18 +188,7 @@ export function createApi({ client, reflectors, watch, config, tls, log }: ApiOp
 			status: 201,
 			handler: async ({ query, body, user, request }) => {
 				const { name } = body.metadata;
-				const created = await calling(
-					`cluster ${name}`,
-					client.request<Cluster>("POST", collectionPath(clusters, namespace), {
-						query: { fieldManager: MANAGER, ...dryRunQuery(query) },
-						body: {
-							apiVersion: GROUP_VERSION,
-							kind: "Cluster",
-							metadata: { ...body.metadata, namespace },
-							spec: body.spec,
-						},
-					}),
-				);
+				const created = await create(name, body.metadata.labels, body.spec, query);
 				audit(request, user, "cluster-created", { cluster: name, dryRun: query.dryRun });
 				return shown(created);
 			},
@@ -217,8 +206,7 @@ export function createApi({ client, reflectors, watch, config, tls, log }: ApiOp
 		.route({
 			method: "put",
 			path: "/api/v1/clusters/:name",
-			summary:
-				"Replace a cluster's spec and labels. With a resourceVersion it is refused when the cluster was changed since.",
+			summary: "Make or replace a cluster. With a resourceVersion it is refused when the cluster was changed since.",
 			roles: ["operator"],
 			params: named,
 			query: dryRun,
@@ -227,9 +215,16 @@ export function createApi({ client, reflectors, watch, config, tls, log }: ApiOp
 				spec: clusterSpec,
 			}),
 			answer: cluster,
-			handler: async ({ params, query, body, user, request }) => {
+			handler: async ({ params, query, body, user, request, response }) => {
 				const what = `cluster ${params.name}`;
-				const current = await calling(what, client.get(clusters, params.name, namespace));
+				const current = await calling(what, client.find(clusters, params.name, namespace));
+				if (!current) {
+					if (body.metadata.resourceVersion) throw gone(what);
+					const created = await create(params.name, body.metadata.labels, body.spec, query);
+					audit(request, user, "cluster-created", { cluster: params.name, dryRun: query.dryRun });
+					response.status(201);
+					return shown(created);
+				}
 				// What controllers keep in the metadata (finalizers, annotations) stays as it is.
 				const next = {
 					...current,
@@ -277,6 +272,22 @@ export function createApi({ client, reflectors, watch, config, tls, log }: ApiOp
 			},
 		});
 
+	function create(
+		name: string,
+		withLabels: Record<string, string> | undefined,
+		spec: unknown,
+		query: { dryRun: "true" | "false" },
+	): Promise<Cluster> {
+		const metadata = { name, namespace, ...(withLabels && { labels: withLabels }) };
+		return calling(
+			`cluster ${name}`,
+			client.request<Cluster>("POST", collectionPath(clusters, namespace), {
+				query: { fieldManager: MANAGER, ...dryRunQuery(query) },
+				body: { apiVersion: GROUP_VERSION, kind: "Cluster", metadata, spec },
+			}),
+		);
+	}
+
 	async function remove(resource: Resource, name: string, query: { dryRun: "true" | "false" }): Promise<void> {
 		const path = objectPath(resource, { name, namespace });
 		await calling(
@@ -298,6 +309,9 @@ function shown<Kind extends Host | Cluster>({
 	return { metadata: rest as Kind["metadata"], spec, ...(status && { status }) } as never;
 }
 
+const gone = (what: string, cause?: unknown) =>
+	new GroundplaneError("NotFound", `There is no ${what}.`, { next: "Check the name against the list.", cause });
+
 /** The management cluster's refusals in the words of this API. Its own troubles with us are not the caller's. */
 async function calling<Result>(what: string, work: Promise<Result>): Promise<Result> {
 	try {
@@ -313,10 +327,7 @@ async function calling<Result>(what: string, work: Promise<Result>): Promise<Res
 					cause: error,
 				});
 			case 404:
-				throw new GroundplaneError("NotFound", `There is no ${what}.`, {
-					next: "Check the name against the list.",
-					cause: error,
-				});
+				throw gone(what, error);
 			case 409:
 				throw error.reason === "AlreadyExists"
 					? new GroundplaneError("AlreadyExists", `There is a ${what} already.`, {

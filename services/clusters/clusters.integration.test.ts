@@ -410,6 +410,10 @@ describe("the API over hosts and clusters", () => {
 		});
 		expect((await put(metadata.resourceVersion)).json.code).toBe("Conflict");
 		expect((await call("/api/v1/clusters/new", { method: "DELETE", token: operator })).status).toBe(202);
+		expect((await put(metadata.resourceVersion)).json.code).toBe("NotFound");
+		const made = await call("/api/v1/clusters/put", { method: "PUT", token: operator, body: { spec } });
+		expect([made.status, made.json.metadata.name]).toEqual([201, "put"]);
+		expect((await call("/api/v1/clusters/put", { method: "DELETE", token: operator })).status).toBe(202);
 		expect((await call("/api/v1/clusters/new", { token: operator })).status).toBe(404);
 		expect(
 			lines

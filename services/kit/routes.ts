@@ -115,7 +115,7 @@ async function run(route: AnyRoute, request: Request, response: Response): Promi
 		response,
 	} as RouteInput<Optional, Optional, Optional>);
 	if (response.headersSent || response.writableEnded) return;
-	if (route.answer) response.status(route.status ?? 200).json(answer);
+	if (route.answer) response.status(route.status ?? response.statusCode).json(answer);
 	else if (!route.mediaType) response.status(route.status ?? 204).end();
 }
 
