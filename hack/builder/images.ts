@@ -1,5 +1,5 @@
-import { constants, createReadStream, createWriteStream } from "node:fs";
-import { copyFile, cp, link, mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { constants, createReadStream, createWriteStream, existsSync } from "node:fs";
+import { copyFile, cp, link, mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { createGzip } from "node:zlib";
@@ -17,6 +17,8 @@ export interface Image {
 	readonly files?: Readonly<Record<string, string>>;
 	/** The image that its FROM line names, when that is one of ours. */
 	readonly from?: Image;
+	/** The content is compressed already: gzip would cost time and save nothing. */
+	readonly compressed?: boolean;
 }
 
 const IMAGES = join(import.meta.dirname, "../../images");
@@ -33,7 +35,7 @@ export async function imageArchive(image: Image): Promise<string> {
 	const version = /:([^:/]*)$/.exec(image.reference)?.[1] ?? "latest";
 	const result = await cached(
 		`image-${slug.replaceAll("/", "-")}${version.startsWith("v1.") ? version.slice(0, 5) : ""}`,
-		["docker-archive, gzip", await hashTree(folder), image.reference, files, base ?? "", process.arch],
+		["docker-archive, gzip 4", await hashTree(folder), image.reference, files, base ?? "", process.arch],
 		(directory) =>
 			locked("buildah", () =>
 				part(`image ${image.reference}`, async () => {
@@ -62,7 +64,8 @@ export async function imageArchive(image: Image): Promise<string> {
 					await buildah("push", "--quiet", image.reference, `docker-archive:${plain}:${image.reference}`);
 					await buildah("rmi", "--force", image.reference);
 					await rm(context, { recursive: true });
-					await compressLayers(plain, join(directory, "image.tar"));
+					if (image.compressed) await rename(plain, join(directory, "image.tar"));
+					else await compressLayers(plain, join(directory, "image.tar"), base);
 				}),
 			),
 	);
@@ -88,9 +91,11 @@ async function provideBase(archive: string | undefined, containerfile: string): 
  * A docker-archive with gzipped layers, which containerd, docker and podman read as well: it goes over the customer's
  * line, where a third of the bytes matters more than the time to unpack.
  */
-async function compressLayers(from: string, to: string): Promise<void> {
+async function compressLayers(from: string, to: string, base: string | undefined): Promise<void> {
 	const folder = `${to}.d`;
 	await mkdir(folder);
+	// The layers of the base are compressed already, under the names that they would get here.
+	if (base !== undefined) await run("tar", ["-xf", base, "-C", folder, "--wildcards", "*.gz"]);
 	await run("tar", ["-xf", from, "-C", folder]);
 	await rm(from);
 	const manifest = JSON.parse(await readFile(join(folder, "manifest.json"), "utf8"));
@@ -98,7 +103,9 @@ async function compressLayers(from: string, to: string): Promise<void> {
 	const layers = await Promise.all(
 		image.Layers.map(async (layer) => {
 			const zipped = `${basename(layer)}.gz`;
-			await pipeline(createReadStream(join(folder, layer)), createGzip(), createWriteStream(join(folder, zipped)));
+			const path = join(folder, zipped);
+			if (!existsSync(path))
+				await pipeline(createReadStream(join(folder, layer)), createGzip({ level: 4 }), createWriteStream(path));
 			return zipped;
 		}),
 	);

@@ -2,12 +2,17 @@ import { Command } from "commander";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { kubernetesBundle } from "./kubernetes.ts";
 import { minors } from "./programs.ts";
+import { buildRelease, partNames } from "./release.ts";
 import { say } from "./run.ts";
 import { type ToolName, tool, toolNames } from "./tools.ts";
 
 const program = new Command("hack/build").description(
 	"Builds everything that Groundplane installs into dist/release. What did not change comes from the cache.",
 );
+
+program
+	.option("--only <parts>", `build only these, comma-separated: ${partNames.join(", ")}`)
+	.action(async ({ only }: { only?: string }) => buildRelease(only?.split(",") ?? []));
 
 program
 	.command("tools")

@@ -12,6 +12,7 @@ const packages = {
 	"pkg-config": "pkg-config",
 	"dpkg-deb": "dpkg",
 	strip: "binutils",
+	patchelf: "patchelf",
 	"/usr/include/seccomp.h": "libseccomp-dev",
 	"/usr/include/stdlib.h": "libc6-dev",
 	"/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",

@@ -92,6 +92,13 @@ export const flannelProgram: GoProgram = {
 	set: { "github.com/flannel-io/flannel/pkg/version.Version": flannelVersion },
 };
 
+export const localPathVersion = "v0.0.30";
+export const localPathProgram: GoProgram = {
+	module: "local-path-provisioner",
+	package: "github.com/rancher/local-path-provisioner",
+	set: { "main.VERSION": localPathVersion },
+};
+
 const newest = minors[0];
 
 /** Programs that tests and the launchers in hack/ run on this machine. */

@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { GroundplaneError } from "../../protocol/errors.ts";
 
 export interface RunOptions {
@@ -10,6 +10,13 @@ export interface RunOptions {
 
 const TAIL = 4000;
 
+/** What must not outlive us when the build fails or is interrupted. */
+const running = new Set<ChildProcess>();
+process.once("exit", () => {
+	for (const child of running) child.kill();
+});
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => process.exit(130));
+
 /** Runs a command to its end and gives its standard output. On failure the error carries the end of what it said. */
 export async function run(command: string, args: readonly string[], options: RunOptions = {}): Promise<string> {
 	const child = spawn(command, args, {
@@ -17,6 +24,8 @@ export async function run(command: string, args: readonly string[], options: Run
 		env: { ...process.env, ...options.env },
 		stdio: ["ignore", "pipe", "pipe"],
 	});
+	running.add(child);
+	child.once("close", () => running.delete(child));
 	let output = "";
 	let said = "";
 	child.stdout.setEncoding("utf8").on("data", (text: string) => {

@@ -1,0 +1,165 @@
+import { existsSync } from "node:fs";
+import { chmod, copyFile, cp, mkdir, readdir, readFile, realpath, rm, writeFile } from "node:fs/promises";
+import { basename, join } from "node:path";
+import { build } from "esbuild";
+import { GroundplaneError } from "../../protocol/errors.ts";
+import { cached, digestOf, filesUnder, hashFile, hashTree } from "./cache.ts";
+import { place } from "./images.ts";
+import { needPackages } from "./packages.ts";
+import { part, run } from "./run.ts";
+
+export const ROOT = join(import.meta.dirname, "../..");
+const NODE = join(ROOT, "node_modules/node/bin/node");
+
+/** Native modules stay outside of the bundles: `node_modules` beside them holds these packages. */
+const nativePackages = ["@node-rs/argon2", `@node-rs/argon2-linux-${process.arch}-gnu`];
+
+/** Bundles programs by esbuild: a directory with NAME.js for each entry point, and the native modules they load. */
+export async function bundleJavaScript(name: string, entryPoints: Readonly<Record<string, string>>): Promise<string> {
+	const output = await esbuild(entryPoints);
+	const wanted = output.some(({ text }) => text.includes('"@node-rs/argon2"')) ? nativePackages : [];
+	const lock = await readFile(join(ROOT, "package-lock.json"), "utf8");
+	const inputs = [output.map(({ path, hash }) => [path, hash]), wanted, wanted.length > 0 ? digestOf([lock]) : ""];
+	return cached(`javascript-${name}`, inputs, async (directory) => {
+		for (const { path, text } of output) await writeFile(join(directory, basename(path)), text);
+		// Node takes a .js file as a module because of this.
+		await writeFile(join(directory, "package.json"), '{"type":"module"}\n');
+		for (const package_ of wanted)
+			await cp(join(ROOT, "node_modules", package_), join(directory, "node_modules", package_), {
+				recursive: true,
+				dereference: true,
+			});
+	});
+}
+
+async function esbuild(entryPoints: Readonly<Record<string, string>>) {
+	const { outputFiles } = await build({
+		entryPoints: { ...entryPoints },
+		outdir: "/",
+		write: false,
+		bundle: true,
+		platform: "node",
+		format: "esm",
+		target: "node26",
+		minifyWhitespace: true,
+		legalComments: "none",
+		logLevel: "silent",
+		absWorkingDir: ROOT,
+		external: ["@node-rs/argon2", "pg-native"],
+		// CommonJS dependencies call require, which a module does not have.
+		banner: {
+			js: 'import{createRequire as gpCreateRequire}from"node:module";const require=gpCreateRequire(import.meta.url);',
+		},
+	}).catch((cause: Error) => {
+		throw new GroundplaneError("CommandFailed", cause.message, {
+			next: "Correct the source file that it names.",
+			cause,
+		});
+	});
+	return outputFiles;
+}
+
+/** The console's static files. */
+export async function consoleFiles(): Promise<string> {
+	const folder = join(ROOT, "services/console");
+	const sources = (await filesUnder(folder)).filter((path) => !/\/(dist|node_modules)\//.test(path));
+	const inputs = [
+		await Promise.all(sources.map(async (path) => [path.slice(folder.length), (await hashFile(path)).sha256])),
+		await hashTree(join(ROOT, "package-lock.json")),
+	];
+	const result = await cached("console", inputs, (directory) =>
+		part("console", async () => {
+			const out = join(directory, "console");
+			await run(NODE, [join(ROOT, "node_modules/vite/bin/vite.js"), "build", folder, "--outDir", out], { cwd: ROOT });
+		}),
+	);
+	return join(result, "console");
+}
+
+/** Node itself without its symbol tables: a third smaller, and the same at run time. */
+export async function strippedNode(): Promise<string> {
+	const result = await cached("node", [await hashFile(NODE)], async (directory) => {
+		await needPackages("strip");
+		await run("strip", ["-o", join(directory, "node"), NODE]);
+	});
+	return join(result, "node");
+}
+
+/** The library of GCC that Node needs and many servers lack. */
+async function libatomic(): Promise<string> {
+	const found = (await run("ldd", [NODE])).match(/libatomic\.so\.1 => (\/\S+)/)?.[1];
+	if (found !== undefined && existsSync(found)) return realpath(found);
+	throw new GroundplaneError("PrerequisiteNotMet", "libatomic.so.1, which Node needs, is not installed", {
+		next: "apt-get install libatomic1",
+	});
+}
+
+/**
+ * A single executable of Node and one program (nodejs.org/api/single-executable-applications.html), as a directory with
+ * `bin/NAME` and `lib/groundplane/libatomic.so.1`, which it finds beside itself.
+ */
+export async function executable(name: string, entryPoint: string): Promise<string> {
+	const [output] = await esbuild({ [name]: entryPoint });
+	if (output === undefined) throw new Error("esbuild gave no output");
+	const node = await strippedNode();
+	const library = await libatomic();
+	return cached(`executable-${name}`, ["usr", output.hash, node, (await hashFile(library)).sha256], (directory) =>
+		part(`executable ${name}`, async () => {
+			await needPackages("patchelf");
+			const [main, config, target] = [
+				join(directory, "main.mjs"),
+				join(directory, "sea.json"),
+				join(directory, "bin", name),
+			];
+			await mkdir(join(directory, "bin"));
+			await writeFile(main, output.text);
+			await writeFile(
+				config,
+				JSON.stringify({
+					main,
+					mainFormat: "module",
+					output: target,
+					executable: node,
+					disableExperimentalSEAWarning: true,
+				}),
+			);
+			await run(NODE, ["--build-sea", config]);
+			// After the injection: the other way round the result does not start.
+			await run("patchelf", ["--set-rpath", "$ORIGIN/../lib/groundplane", target]);
+			await place(library, join(directory, "lib/groundplane/libatomic.so.1"));
+			await Promise.all([rm(main), rm(config), chmod(target, 0o755)]);
+		}),
+	);
+}
+
+/** The agent's Debian package, from its executable and the files in agent/package. */
+export async function agentPackage(version: string): Promise<string> {
+	const files = join(ROOT, "agent/package");
+	const agent = await executable("gp-agent", "agent/main.ts");
+	const architecture = process.arch === "arm64" ? "arm64" : "amd64";
+	const file = `groundplane-agent_${version}_${architecture}.deb`;
+	const result = await cached("package", [agent, await hashTree(files), version], (directory) =>
+		part(file, async () => {
+			await needPackages("dpkg-deb");
+			const root = join(directory, "root");
+			await mkdir(root);
+			await cp(join(files, "DEBIAN"), join(root, "DEBIAN"), { recursive: true });
+			await place(join(files, "gp-agent.service"), join(root, "usr/lib/systemd/system/gp-agent.service"));
+			for (const name of await readdir(join(root, "DEBIAN"))) {
+				const path = join(root, "DEBIAN", name);
+				const text = await readFile(path, "utf8");
+				await writeFile(path, text.replaceAll("@VERSION@", version).replaceAll("@ARCHITECTURE@", architecture));
+				await chmod(path, text.startsWith("#!") ? 0o755 : 0o644);
+			}
+			await cp(join(agent, "lib"), join(root, "usr/lib"), { recursive: true });
+			await mkdir(join(root, "usr/bin"), { recursive: true });
+			await copyFile(join(agent, "bin/gp-agent"), join(root, "usr/bin/gp-agent"));
+			// zstd unpacks ten times faster than xz: a host is ready within seconds of the download.
+			await run("dpkg-deb", ["--root-owner-group", "-Zzstd", "-z12", "--build", root, join(directory, file)], {
+				env: { SOURCE_DATE_EPOCH: "0" },
+			});
+			await rm(root, { recursive: true });
+		}),
+	);
+	return join(result, file);
+}
