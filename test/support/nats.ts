@@ -3,7 +3,7 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { tool } from "../../hack/builder/tools.ts";
-import { freePort } from "./postgres.ts";
+import { dyingWithParent, freePort } from "./postgres.ts";
 
 /** A NATS server with JetStream of a test's own, on 127.0.0.1, without TLS. */
 export interface TestNats {
@@ -45,7 +45,7 @@ export async function startNats({ users }: TestNatsOptions = {}): Promise<TestNa
 
 	async function start(): Promise<void> {
 		let output = "";
-		const started = spawn(binary, ["-c", configuration], { stdio: ["ignore", "pipe", "pipe"] });
+		const started = spawn(...dyingWithParent(binary, ["-c", configuration]), { stdio: ["ignore", "pipe", "pipe"] });
 		child = started;
 		await new Promise<void>((resolve, reject) => {
 			const timer = setTimeout(() => reject(new Error(`nats-server did not start in 15 s:\n${output}`)), 15_000);

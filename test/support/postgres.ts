@@ -1,4 +1,5 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { existsSync } from "node:fs";
 import { chown, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -51,11 +52,10 @@ export async function startPostgres(): Promise<TestPostgres> {
 	async function start(): Promise<void> {
 		const output: string[] = [];
 		const started = spawn(
-			join(bin, "postgres"),
-			[
+			...dyingWithParent(join(bin, "postgres"), [
 				...["-D", data, "-p", String(port), "-h", "127.0.0.1", "-k", directory],
 				...["-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "max_connections=50", "-c", "max_wal_size=64MB"],
-			],
+			]),
 			{ ...as, env, cwd: directory, stdio: ["ignore", "pipe", "pipe"] },
 		);
 		child = started;
@@ -108,6 +108,12 @@ export async function startPostgres(): Promise<TestPostgres> {
 			await rm(directory, { recursive: true, force: true });
 		},
 	};
+}
+
+/** A command line whose process is ended (SIGINT) when ours ends, however that came about: an interrupted test leaves no server behind. */
+export function dyingWithParent(program: string, args: readonly string[]): [string, string[]] {
+	const setpriv = "/usr/bin/setpriv";
+	return existsSync(setpriv) ? [setpriv, ["--pdeathsig", "INT", "--", program, ...args]] : [program, [...args]];
 }
 
 /** A port of 127.0.0.1 that nobody listens on at the moment. */
