@@ -7,7 +7,8 @@ export type FieldManager = "groundplane-region" | "groundplane-cluster" | "groun
 
 /**
  * Writes the status fields that `manager` owns, by server-side apply. What the manager wrote before and is not in `status` any
- * more is removed. Nothing is sent when the object's status is this already. Answers whether it wrote.
+ * more is removed. Nothing is sent when the object's status is this already; an object that has changed meanwhile is a conflict.
+ * Answers whether it wrote.
  */
 export async function applyStatus<T extends KubeObject & { status?: unknown }>(
 	client: KubeClient,
@@ -19,12 +20,17 @@ export async function applyStatus<T extends KubeObject & { status?: unknown }>(
 ): Promise<boolean> {
 	const wanted: unknown = JSON.parse(JSON.stringify(status));
 	if (isDeepStrictEqual(object.status, wanted)) return false;
-	const { name, namespace, uid } = object.metadata;
+	const { name, namespace, resourceVersion } = object.metadata;
 	await client.apply(
 		resource,
 		{
-			// The uid keeps an old status from landing on a new object of the same name.
-			metadata: { name, ...(namespace === undefined ? {} : { namespace }), ...(uid === undefined ? {} : { uid }) },
+			// The version keeps a status that was computed from an old object from landing on a new one, even one of the same name
+			// (the uid would not: the status subresource does not look at it).
+			metadata: {
+				name,
+				...(namespace === undefined ? {} : { namespace }),
+				...(resourceVersion === undefined ? {} : { resourceVersion }),
+			},
 			status: wanted,
 		},
 		{ manager, force: true, subresource: "status", ...(signal === undefined ? {} : { signal }) },

@@ -1,0 +1,341 @@
+import { readFileSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { createServer, type Server } from "node:http";
+import { createServer as createTlsServer } from "node:https";
+import { type AddressInfo, connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { register } from "prom-client";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { addFinalizer, applyStatus, removeFinalizer } from "../../operator/kube/apply.ts";
+import { isConflict, KubeClient, type KubeError } from "../../operator/kube/client.ts";
+import { Controller } from "../../operator/kube/controller.ts";
+import { EventRecorder } from "../../operator/kube/events.ts";
+import { runWithLease } from "../../operator/kube/lease.ts";
+import { ConnectAgent } from "../../operator/kube/proxy.ts";
+import { type Change, Reflector } from "../../operator/kube/reflector.ts";
+import { type ConfigMap, configMaps, events, hosts, leases, namespaces } from "../../operator/kube/resources.ts";
+import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
+import { regionCertificates } from "../support/certificates.ts";
+import { testLog as log } from "../support/operator.ts";
+
+let api: TestApiServer;
+beforeAll(async () => {
+	api = await startApiServer();
+});
+afterAll(() => api?.stop());
+
+const until = (check: () => void | Promise<void>, timeout = 20_000) => vi.waitFor(check, { timeout, interval: 50 });
+const namespaceOf = async (name: string): Promise<string> =>
+	(await api.client.create(namespaces, { metadata: { name } })).metadata.name;
+const put = (namespace: string, name: string, data: Record<string, string> = {}): Promise<ConfigMap> =>
+	api.client.create(configMaps, { metadata: { name, namespace }, data });
+
+/** Runs something until the test ends it. */
+function start(part: { run(signal: AbortSignal): Promise<void> }) {
+	const stop = new AbortController();
+	const ended = part.run(stop.signal);
+	return async () => {
+		stop.abort();
+		await ended;
+	};
+}
+
+const count = async (metric: string, labels: Record<string, string>): Promise<number> => {
+	const found = await register.getSingleMetric(metric)?.get();
+	return (found?.values ?? [])
+		.filter((value) => Object.entries(labels).every(([k, v]) => (value.labels as Record<string, unknown>)[k] === v))
+		.reduce((sum, { value }) => sum + value, 0);
+};
+
+describe("a reflector", () => {
+	it("lists in pages, then follows every change", async () => {
+		const namespace = await namespaceOf("pages");
+		for (let i = 0; i < 7; i++) await put(namespace, `c${i}`);
+		const changes: Change<ConfigMap>[] = [];
+		const reflector = new Reflector({ client: api.client, resource: configMaps, namespace, pageSize: 3, log });
+		reflector.onChange((change) => changes.push(change));
+		const stop = start(reflector);
+		await reflector.waitForSync();
+		expect(reflector.list()).toHaveLength(7);
+		expect(reflector.get(`${namespace}/c3`)?.metadata).not.toHaveProperty("managedFields");
+		await api.client.patch(configMaps, { name: "c3", namespace }, { data: { a: "b" } });
+		await api.client.delete(configMaps, { name: "c4", namespace });
+		await until(() => {
+			expect(changes.slice(7).map(({ type, key }) => [type, key])).toEqual([
+				["updated", `${namespace}/c3`],
+				["deleted", `${namespace}/c4`],
+			]);
+		});
+		expect(changes[7]).toMatchObject({ object: { data: { a: "b" } }, previous: { metadata: { name: "c3" } } });
+		await stop();
+	});
+
+	it("goes on after the API server was gone", async () => {
+		const namespace = await namespaceOf("gone");
+		await put(namespace, "before");
+		const reflector = new Reflector({ client: api.client, resource: configMaps, namespace, log, random: () => 0 });
+		const stop = start(reflector);
+		await reflector.waitForSync();
+		await api.kill();
+		await delay(1000);
+		await api.start();
+		await put(namespace, "after");
+		await until(() => expect(reflector.get(`${namespace}/after`)).toBeDefined(), 60_000);
+		await stop();
+	});
+
+	it("lists again when its version is gone, and tells what disappeared meanwhile", async () => {
+		const namespace = await namespaceOf("compacted");
+		await put(namespace, "stays");
+		await put(namespace, "goes");
+		const reflector = new Reflector({ client: api.client, resource: configMaps, namespace, log, random: () => 0 });
+		const first = start(reflector);
+		await reflector.waitForSync();
+		await first();
+		const changes: string[] = [];
+		reflector.onChange(({ type, key }) => changes.push(`${type} ${key}`));
+		await api.client.delete(configMaps, { name: "goes", namespace });
+		await put(namespace, "comes");
+		await api.compact();
+		// Its cache would still know the old version.
+		await api.kill();
+		await api.start();
+		const lists = await count("reflector_lists_total", { kind: "ConfigMap" });
+		const second = start(reflector);
+		await until(() => expect(changes.sort()).toEqual([`added ${namespace}/comes`, `deleted ${namespace}/goes`]));
+		expect(await count("reflector_lists_total", { kind: "ConfigMap" })).toBe(lists + 1);
+		await second();
+	});
+
+	it("gives up a connection on which nothing comes any more", async () => {
+		let watches = 0;
+		const silent = createServer((request, response) => {
+			response.writeHead(200, { "content-type": "application/json" });
+			if (!request.url?.includes("watch=true")) {
+				response.end(JSON.stringify({ metadata: { resourceVersion: "5" }, items: [] }));
+				return;
+			}
+			watches++;
+			response.flushHeaders();
+		});
+		const client = new KubeClient({ server: `http://127.0.0.1:${await listen(silent)}` });
+		const reflector = new Reflector({ client, resource: configMaps, inactivityTimeout: 100, random: () => 0, log });
+		const stop = start(reflector);
+		await until(() => expect(watches).toBeGreaterThan(1));
+		await stop();
+		client.close();
+		silent.closeAllConnections();
+		silent.close();
+	});
+});
+
+describe("a controller", () => {
+	it("works on what there is and what comes, one at a time for a key, and again after a failure", async () => {
+		const namespace = await namespaceOf("controller");
+		await put(namespace, "a");
+		const primary = new Reflector({ client: api.client, resource: configMaps, namespace, log });
+		const seen: string[] = [];
+		let busy = 0;
+		let most = 0;
+		const controller = new Controller({
+			name: "test",
+			primary,
+			log,
+			concurrency: 3,
+			baseDelay: 20,
+			async reconcile(key) {
+				busy++;
+				most = Math.max(most, busy);
+				await delay(20);
+				busy--;
+				seen.push(key);
+				if (seen.filter((k) => k === key).length < 3) throw new Error("not yet");
+			},
+		});
+		const stops = [start(primary), start(controller)];
+		await until(() => expect(seen).toEqual(Array(3).fill(`${namespace}/a`)));
+		expect(most).toBe(1);
+		await put(namespace, "b");
+		await until(() => expect(seen.filter((key) => key === `${namespace}/b`)).toHaveLength(3));
+		expect(await count("controller_runtime_reconcile_total", { controller: "test", result: "error" })).toBe(4);
+		for (const stop of stops) await stop();
+	});
+});
+
+describe("server-side apply", () => {
+	const apply = (namespace: string, data: Record<string, string>, manager: string, force = false) =>
+		api.client.apply(configMaps, { metadata: { name: "shared", namespace }, data }, { manager, force });
+
+	it("refuses another manager's field, takes it by force, and removes what is no longer applied", async () => {
+		const namespace = await namespaceOf("apply");
+		await apply(namespace, { a: "1", b: "1" }, "one");
+		await apply(namespace, { c: "1" }, "two");
+		const refused = await apply(namespace, { a: "2" }, "two").catch((error: unknown) => error);
+		expect(isConflict(refused)).toBe(true);
+		expect((refused as KubeError).message).toContain('conflict with "one"');
+		expect((await apply(namespace, { a: "2" }, "two", true)).data).toEqual({ a: "2", b: "1" });
+	});
+
+	it("writes a status once, and never onto another object of the same name", async () => {
+		const namespace = await namespaceOf("status");
+		const create = () => api.client.create(hosts, { metadata: { name: "h", namespace }, spec: {} } as never);
+		const host = await create();
+		expect(await applyStatus(api.client, hosts, host, { phase: "Pending" }, "test")).toBe(true);
+		const written = await api.client.get(hosts, "h", namespace);
+		expect(await applyStatus(api.client, hosts, written, { phase: "Pending" }, "test")).toBe(false);
+		await api.client.delete(hosts, { name: "h", namespace });
+		await create();
+		await expect(applyStatus(api.client, hosts, host, { phase: "Ready" }, "test")).rejects.toSatisfy(isConflict);
+	});
+
+	it("writes finalizers only over what it has read", async () => {
+		const namespace = await namespaceOf("finalizers");
+		const old = await put(namespace, "f");
+		const held = await addFinalizer(api.client, configMaps, old, "test/one");
+		expect(held.metadata.finalizers).toEqual(["test/one"]);
+		await expect(addFinalizer(api.client, configMaps, old, "test/two")).rejects.toSatisfy(isConflict);
+		expect(await api.client.delete(configMaps, { name: "f", namespace })).toBe(true);
+		const leaving = await api.client.get(configMaps, "f", namespace);
+		await removeFinalizer(api.client, configMaps, leaving, "test/one");
+		expect(await api.client.find(configMaps, "f", namespace)).toBeUndefined();
+		await removeFinalizer(api.client, configMaps, leaving, "test/one");
+		expect(await api.client.delete(configMaps, { name: "f", namespace })).toBe(false);
+	});
+});
+
+describe("a lease", () => {
+	const quick = { leaseDuration: 2000, renewDeadline: 1200, retryPeriod: 200 };
+	const contender = (client: KubeClient, namespace: string, identity: string) => {
+		const stop = new AbortController();
+		const state = { leading: false, epoch: 0, stopped: false };
+		const ended = runWithLease(
+			{ client, namespace, name: "test", identity, log, ...quick },
+			stop.signal,
+			async (signal, { epoch }) => {
+				Object.assign(state, { leading: true, epoch });
+				await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+				Object.assign(state, { leading: false, stopped: true });
+			},
+		);
+		return { state, ended, stop: () => stop.abort() };
+	};
+
+	it("has one holder, who hands it over at once when it stops", async () => {
+		const namespace = await namespaceOf("lease");
+		const one = contender(api.client, namespace, "one");
+		await until(() => expect(one.state.leading).toBe(true));
+		const two = contender(api.client, namespace, "two");
+		await delay(1500);
+		expect(two.state.leading).toBe(false);
+		one.stop();
+		await one.ended;
+		expect(one.state.stopped).toBe(true);
+		await until(() => expect(two.state.leading).toBe(true), 1500);
+		expect(two.state.epoch).toBe(one.state.epoch + 1);
+		two.stop();
+		await two.ended;
+		expect((await api.client.get(leases, "test", namespace)).spec?.holderIdentity).toBe("");
+	});
+
+	it("ends its holder when another one has taken it, and when it can't be renewed", async () => {
+		const namespace = await namespaceOf("stolen");
+		const one = contender(api.client, namespace, "one");
+		const lost = expect(one.ended).rejects.toThrow("lease test was lost");
+		await until(() => expect(one.state.leading).toBe(true));
+		const spec = { holderIdentity: "thief", renewTime: new Date().toISOString().replace("Z", "000Z") };
+		await api.client.patch(leases, { name: "test", namespace }, { spec });
+		await lost;
+		expect(one.state.leading).toBe(false);
+
+		const client = new KubeClient(api.config);
+		const two = contender(client, namespace, "two");
+		await until(() => expect(two.state.leading).toBe(true), 10_000);
+		const cut = expect(two.ended).rejects.toThrow("lease test was lost");
+		await api.kill();
+		await cut;
+		expect(two.state.leading).toBe(false);
+		await api.start();
+		client.close();
+	});
+});
+
+describe("events", () => {
+	it("are written once, and counted when they repeat", async () => {
+		const namespace = await namespaceOf("events");
+		const object = await put(namespace, "x");
+		let now = Date.now();
+		const recorder = new EventRecorder({ client: api.client, component: "test", instance: "1", log, now: () => now });
+		for (let i = 0; i < 5; i++) recorder.event(configMaps, object, "Warning", "Broken", "It is broken.");
+		const list = async () => (await api.client.list(events, { namespace })).items;
+		await until(async () => expect(await list()).toHaveLength(1));
+		now += 40_000;
+		recorder.event(configMaps, object, "Warning", "Broken", "It is broken.");
+		recorder.event(configMaps, object, "Normal", "Mended", "It is whole again.");
+		await until(async () => {
+			const all = await list();
+			expect(all).toHaveLength(2);
+			expect(all.find(({ reason }) => reason === "Broken")?.series?.count).toBe(6);
+		});
+	});
+});
+
+describe("a client through a gateway", () => {
+	it("speaks over CONNECT with its certificate, and says when the host is not there", async () => {
+		const directory = await mkdtemp(join(tmpdir(), "gp-connect-"));
+		const certificates = await regionCertificates(directory);
+		const [serving, mine] = [await certificates.service("tunnel"), await certificates.service("operator")];
+		const read = (dir: string, file: string) => readFileSync(join(dir, file), "utf8");
+		const pair = (dir: string) => ({ cert: read(dir, "tls.crt"), key: read(dir, "tls.key"), ca: read(dir, "ca.crt") });
+		const behind = createServer((request, response) => {
+			response.writeHead(200).end(JSON.stringify({ metadata: { name: request.url } }));
+		});
+		const port = await listen(behind);
+		const asked: string[] = [];
+		const gateway = createTlsServer({ ...pair(serving), requestCert: true, rejectUnauthorized: true });
+		gateway.on("connect", (request, socket) => {
+			asked.push(request.url ?? "");
+			if (!request.url?.includes("host-1")) {
+				socket.end("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
+				return;
+			}
+			const upstream = connect(port, "127.0.0.1", () => {
+				socket.write("HTTP/1.1 200 Connection established\r\n\r\n");
+				socket.pipe(upstream).pipe(socket);
+			});
+		});
+		const proxyPort = await listen(gateway as unknown as Server);
+		const through = (host: string) =>
+			new KubeClient(
+				{ server: `http://kube-apiserver.${host}` },
+				{
+					agent: new ConnectAgent({
+						proxyHost: "127.0.0.1",
+						proxyPort,
+						authority: `kube-apiserver.${host}:80`,
+						tls: () => ({ ...pair(mine), servername: "tunnel" }),
+					}),
+				},
+			);
+		const there = through("host-1");
+		for (let i = 0; i < 3; i++) {
+			expect(await there.get(namespaces, "default")).toMatchObject({
+				metadata: { name: "/api/v1/namespaces/default" },
+			});
+		}
+		// One connection serves them all.
+		expect(asked).toEqual(["kube-apiserver.host-1:80"]);
+		await expect(through("host-2").get(namespaces, "default")).rejects.toMatchObject({ code: "HostNotConnected" });
+		there.close();
+		gateway.closeAllConnections();
+		gateway.close();
+		behind.close();
+		await rm(directory, { recursive: true });
+	});
+});
+
+const listen = (server: Server): Promise<number> =>
+	new Promise((resolve) => {
+		server.listen(0, "127.0.0.1", () => resolve((server.address() as AddressInfo).port));
+	});
