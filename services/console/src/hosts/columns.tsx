@@ -1,0 +1,127 @@
+import { Icon } from "@patternfly/react-core";
+import CheckCircleIcon from "@patternfly/react-icons/dist/esm/icons/check-circle-icon";
+import ExclamationCircleIcon from "@patternfly/react-icons/dist/esm/icons/exclamation-circle-icon";
+import ExclamationTriangleIcon from "@patternfly/react-icons/dist/esm/icons/exclamation-triangle-icon";
+import type { ReactNode } from "react";
+import { Link } from "react-router";
+import type { Host } from "../api/types.ts";
+import { failedChecks, hostPhase, workOf } from "../live/derive.ts";
+import { compareUrgency, StateLabel } from "../ui/state-label.tsx";
+import { byName, bytes, plural } from "../ui/words.ts";
+import { WorkProgress } from "../ui/work-progress.tsx";
+
+export interface HostColumn {
+	readonly key: string;
+	readonly title: string;
+	readonly compare?: (a: Host, b: Host) => number;
+	readonly modifier?: "nowrap" | "breakWord";
+	readonly cell: (host: Host) => ReactNode;
+}
+
+const name: HostColumn = {
+	key: "name",
+	title: "Name",
+	compare: (a, b) => byName(a.metadata.name, b.metadata.name),
+	cell: ({ metadata }) => (
+		<Link to={`/hosts/${metadata.name}`} className="gp-name">
+			{metadata.name}
+		</Link>
+	),
+};
+
+const state: HostColumn = {
+	key: "state",
+	title: "State",
+	compare: (a, b) => compareUrgency(hostPhase(a), hostPhase(b)),
+	cell: (host) => <StateLabel phase={hostPhase(host)} />,
+};
+
+const cluster: HostColumn = {
+	key: "cluster",
+	title: "Cluster",
+	compare: (a, b) => byName(a.status?.cluster ?? "", b.status?.cluster ?? ""),
+	modifier: "breakWord",
+	cell: ({ status }) =>
+		status?.cluster ? (
+			<Link to={`/clusters/${status.cluster}`}>{status.cluster}</Link>
+		) : (
+			<span className="gp-subtle">free</span>
+		),
+};
+
+const work: HostColumn = {
+	key: "work",
+	title: "Under way",
+	cell: (host) => {
+		const doing = workOf(host);
+		if (!doing) return <span className="gp-subtle">–</span>;
+		return (
+			<>
+				<span>
+					{doing.what}
+					{doing.detail && <span className="gp-subtle"> · {doing.detail}</span>}
+				</span>
+				<WorkProgress progress={doing.progress} label={`${doing.what} on ${host.metadata.name}`} />
+			</>
+		);
+	},
+};
+
+const checks: HostColumn = {
+	key: "checks",
+	title: "Checks",
+	compare: (a, b) => failedChecks(b).length - failedChecks(a).length,
+	modifier: "nowrap",
+	cell: (host) => {
+		const { checks: all = [] } = host.status ?? {};
+		if (all.length === 0) return <span className="gp-subtle">none yet</span>;
+		const failed = failedChecks(host);
+		const errors = failed.filter(({ severity }) => severity === "error").length;
+		const [status, CheckIcon, text] =
+			errors > 0
+				? (["danger", ExclamationCircleIcon, plural(errors, "problem")] as const)
+				: failed.length > 0
+					? (["warning", ExclamationTriangleIcon, plural(failed.length, "warning")] as const)
+					: (["success", CheckCircleIcon, `${all.length} passed`] as const);
+		return (
+			<span title={failed.map(({ message }) => message).join("\n")}>
+				<Icon status={status} isInline>
+					<CheckIcon />
+				</Icon>{" "}
+				{text}
+			</span>
+		);
+	},
+};
+
+const system: HostColumn = {
+	key: "system",
+	title: "System",
+	compare: (a, b) => byName(a.status?.facts?.os.prettyName ?? "", b.status?.facts?.os.prettyName ?? ""),
+	cell: ({ status }) => status?.facts?.os.prettyName.replace(/ \(.*\)$/, "") ?? <span className="gp-subtle">–</span>,
+};
+
+const capacity: HostColumn = {
+	key: "capacity",
+	title: "CPU and memory",
+	compare: (a, b) => (a.status?.facts?.memoryBytes ?? 0) - (b.status?.facts?.memoryBytes ?? 0),
+	modifier: "nowrap",
+	cell: ({ status }) =>
+		status?.facts ? (
+			`${plural(status.facts.cpu.cores, "core")}, ${bytes(status.facts.memoryBytes)}`
+		) : (
+			<span className="gp-subtle">–</span>
+		),
+};
+
+const address: HostColumn = {
+	key: "address",
+	title: "Address",
+	compare: (a, b) => byName(a.status?.facts?.primaryAddress ?? "", b.status?.facts?.primaryAddress ?? ""),
+	modifier: "nowrap",
+	cell: ({ status }) => status?.facts?.primaryAddress ?? <span className="gp-subtle">–</span>,
+};
+
+export const allColumns: readonly HostColumn[] = [name, state, cluster, work, checks, system, capacity, address];
+/** What the overview shows. */
+export const overviewColumns: readonly HostColumn[] = [name, state, cluster, work, checks, system, capacity];

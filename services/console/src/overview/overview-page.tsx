@@ -1,0 +1,213 @@
+import { Alert, Card, CardBody, CardTitle, PageSection } from "@patternfly/react-core";
+import type { ReactNode } from "react";
+import { Link } from "react-router";
+import { useClusters, useConsole, useHosts, useLive } from "../app/context.ts";
+import { useRegion } from "../app/region.ts";
+import { ClusterTable } from "../clusters/cluster-table.tsx";
+import { NoClusters } from "../clusters/clusters-page.tsx";
+import { overviewColumns } from "../hosts/columns.tsx";
+import { ApproveButton } from "../hosts/host-actions.tsx";
+import { HostTable } from "../hosts/host-table.tsx";
+import { NoHosts } from "../hosts/hosts-page.tsx";
+import { type Concern, clusterPhase, concernsOf, hostPhase, underWay, type Work } from "../live/derive.ts";
+import { ActivityList } from "../ui/activity-list.tsx";
+import { Loading } from "../ui/loading.tsx";
+import { PageHeading } from "../ui/page-heading.tsx";
+import { Panel } from "../ui/panel.tsx";
+import { compareUrgency } from "../ui/state-label.tsx";
+import { Ago, useNow } from "../ui/time.tsx";
+import { phaseWords, plural } from "../ui/words.ts";
+import { WorkProgress } from "../ui/work-progress.tsx";
+
+/** More hosts than this are a matter for the list. */
+const MOST_HOSTS = 12;
+
+/** The region at a glance: what there is, what is being done on which host, and what needs a person. */
+export function OverviewPage() {
+	const region = useRegion();
+	const { isLoaded, activity } = useLive();
+	const { live } = useConsole();
+	const hosts = useHosts();
+	const clusters = useClusters();
+	const concerns = concernsOf(hosts, clusters, useNow());
+	const work = underWay(hosts, clusters);
+	const urgentFirst = [...hosts].sort((a, b) => compareUrgency(hostPhase(a), hostPhase(b)));
+	return (
+		<>
+			<PageHeading
+				title="Overview"
+				description={region ? `${region.domain} · Groundplane ${region.version}` : "\u00a0"}
+			/>
+			<PageSection hasBodyWrapper={false} isFilled>
+				{!isLoaded ? (
+					<Loading what="Region" />
+				) : (
+					<div className="gp-stack">
+						<div className="gp-figures">
+							<Figure title="Hosts ready" to="/hosts" value={count(hosts, hostPhase, "Ready")} of={hosts.length}>
+								{breakdown(hosts.map(hostPhase))}
+							</Figure>
+							<Figure
+								title="Clusters ready"
+								to="/clusters"
+								value={count(clusters, clusterPhase, "Ready")}
+								of={clusters.length}
+							>
+								{breakdown(clusters.map(clusterPhase))}
+							</Figure>
+							<Figure title="Under way" value={work.length}>
+								{work.length === 0 ? "Nothing is being changed" : (work[0]?.what ?? "")}
+							</Figure>
+							<Figure title="Needs a person" value={concerns.length}>
+								{concerns.length === 0 ? "Nothing" : (concerns[0]?.title ?? "")}
+							</Figure>
+						</div>
+						{concerns.length > 0 && (
+							<Panel title="Needs a person">
+								<Concerns concerns={concerns} />
+							</Panel>
+						)}
+						<div className="gp-columns">
+							<div className="gp-column">
+								<Panel
+									title="Clusters"
+									isFlush={clusters.length > 0}
+									actions={clusters.length > 0 && <Link to="/clusters">All clusters</Link>}
+								>
+									{clusters.length === 0 ? <NoClusters /> : <ClusterTable clusters={clusters} />}
+								</Panel>
+								<Panel
+									title="Hosts"
+									isFlush={hosts.length > 0}
+									actions={hosts.length > 0 && <Link to="/hosts">All hosts</Link>}
+								>
+									{hosts.length === 0 ? (
+										<NoHosts />
+									) : (
+										<HostTable hosts={urgentFirst.slice(0, MOST_HOSTS)} columns={overviewColumns} />
+									)}
+									{hosts.length > MOST_HOSTS && (
+										<p className="gp-subtle gp-inset">
+											And {plural(hosts.length - MOST_HOSTS, "more host", "more hosts")}.{" "}
+											<Link to="/hosts">Show all</Link>
+										</p>
+									)}
+								</Panel>
+							</div>
+							<div className="gp-column">
+								<Panel title="Under way">
+									<UnderWay work={work} />
+								</Panel>
+								<Panel title="Activity">
+									<ActivityList activity={activity} openedAt={live.openedAt} />
+								</Panel>
+							</div>
+						</div>
+					</div>
+				)}
+			</PageSection>
+		</>
+	);
+}
+
+const count = <Item, Phase>(items: readonly Item[], phaseOf: (item: Item) => Phase, phase: Phase) =>
+	items.filter((item) => phaseOf(item) === phase).length;
+
+/** `2 working, 1 failed`: the phases of what is not ready. */
+function breakdown(phases: readonly string[]): string {
+	const counts = new Map<string, number>();
+	for (const phase of phases) if (phase !== "Ready") counts.set(phase, (counts.get(phase) ?? 0) + 1);
+	if (phases.length === 0) return "None yet";
+	if (counts.size === 0) return "All of them";
+	return [...counts].map(([phase, number]) => `${number} ${phaseWords(phase).toLowerCase()}`).join(", ");
+}
+
+function Figure({
+	title,
+	value,
+	of,
+	to,
+	children,
+}: {
+	title: string;
+	value: number;
+	of?: number;
+	to?: string;
+	children: ReactNode;
+}) {
+	return (
+		<Card isCompact isFullHeight>
+			<CardTitle component="h2">{to ? <Link to={to}>{title}</Link> : title}</CardTitle>
+			<CardBody>
+				<div className="gp-figure">
+					{value}
+					{of !== undefined && <small> / {of}</small>}
+				</div>
+				<div className="gp-subtle gp-clamp">{children}</div>
+			</CardBody>
+		</Card>
+	);
+}
+
+function UnderWay({ work }: { work: readonly Work[] }) {
+	return (
+		<div aria-live="polite">
+			{work.length === 0 ? (
+				<p className="gp-subtle">Everything is as it should be.</p>
+			) : (
+				<ul className="gp-list">
+					{work.map(({ key, kind, name, host, what, detail, progress, since }) => (
+						<li key={key}>
+							<div>
+								<Link to={`/${kind}s/${name}`}>{name}</Link> {what}
+								{host && host !== name && (
+									<>
+										{" on "}
+										<Link to={`/hosts/${host}`}>{host}</Link>
+									</>
+								)}
+							</div>
+							{(detail || since) && (
+								<div className="gp-subtle gp-wrap">
+									{detail}
+									{detail && since && " · "}
+									{since && <Ago at={since} suffix="" />}
+								</div>
+							)}
+							{kind === "host" && <WorkProgress progress={progress} label={`${what} on ${name}`} />}
+						</li>
+					))}
+				</ul>
+			)}
+		</div>
+	);
+}
+
+function Concerns({ concerns }: { concerns: readonly Concern[] }) {
+	const { hosts } = useLive();
+	return (
+		<div className="gp-stack" aria-live="polite">
+			{concerns.map(({ key, tone, kind, name, title, message, next }) => {
+				const host = kind === "host" ? hosts.get(name) : undefined;
+				return (
+					<Alert
+						key={key}
+						variant={tone}
+						isInline
+						isPlain
+						component="h3"
+						title={
+							<>
+								<Link to={`/${kind}s/${name}`}>{name}</Link>: {title}
+							</>
+						}
+						{...(host && !host.spec.approved && { actionLinks: <ApproveButton host={host} isCompact /> })}
+					>
+						<p className="gp-wrap">{message}</p>
+						{next && <p className="gp-wrap">{next}</p>}
+					</Alert>
+				);
+			})}
+		</div>
+	);
+}
