@@ -66,7 +66,10 @@ export class NatsGatewayBus implements GatewayBus {
 	onDown(host: string, listener: (text: string) => void): () => void {
 		const subscription = this.#bus.nc.subscribe(`hosts.${host}.down`, {
 			callback: (error, message) => {
-				if (!error) listener(message.string());
+				if (error) return;
+				// The hosts service asks whether anybody still holds this host.
+				if (message.data.length === 0) message.respond();
+				else listener(message.string());
 			},
 		});
 		return () => subscription.unsubscribe();
