@@ -32,10 +32,6 @@ export const setConditions = (
 	now: () => number,
 ): readonly Condition[] => next.reduce((all, condition) => setCondition(all, condition, now), list);
 
-/** The list without a condition that no longer says anything. */
-export const dropCondition = (list: readonly Condition[], type: string): readonly Condition[] =>
-	list.some((c) => c.type === type) ? list.filter((c) => c.type !== type) : list;
-
 export const getCondition = (list: readonly Condition[] | undefined, type: string): Condition | undefined =>
 	list?.find((c) => c.type === type);
 

@@ -122,7 +122,6 @@ export const configMaps = define<ConfigMap>("", "v1", "configmaps", "ConfigMap")
 export const services = define<Service>("", "v1", "services", "Service");
 export const resourceQuotas = define("", "v1", "resourcequotas", "ResourceQuota");
 export const limitRanges = define("", "v1", "limitranges", "LimitRange");
-export const persistentVolumeClaims = define("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim");
 export const deployments = define<Workload>("apps", "v1", "deployments", "Deployment");
 export const statefulSets = define<Workload>("apps", "v1", "statefulsets", "StatefulSet");
 export const roleBindings = define("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding");
@@ -135,12 +134,6 @@ export const apiVersionOf = ({ group, version }: Resource): string => (group ===
 /** Key of an object in stores and queues: `namespace/name`, or `name` when it has no namespace. */
 export const keyOf = ({ metadata }: KubeObject): string =>
 	metadata.namespace === undefined ? metadata.name : `${metadata.namespace}/${metadata.name}`;
-
-/** The parts of a key made by {@link keyOf}. */
-export function splitKey(key: string): { namespace?: string; name: string } {
-	const slash = key.indexOf("/");
-	return slash < 0 ? { name: key } : { namespace: key.slice(0, slash), name: key.slice(slash + 1) };
-}
 
 /** Name of an object, and its namespace if it has one. */
 export interface ObjectRef {

@@ -81,10 +81,10 @@ const make = (name: string, spec: Record<string, unknown> = {}): Promise<Region>
 		spec: { customer: "Example", domain: `${name}.example.com`, ...spec },
 	} as unknown as Region);
 
-const until = <T>(check: () => Promise<T>, timeout = 30_000): Promise<T> =>
+const until = <T>(check: () => Promise<T>, timeout = 45_000): Promise<T> =>
 	vi.waitFor(check, { timeout, interval: 100 });
 
-const untilReady = (name: string, reason: string, status = "False", timeout = 30_000): Promise<Region> =>
+const untilReady = (name: string, reason: string, status = "False", timeout = 45_000): Promise<Region> =>
 	until(async () => {
 		const region = await api.client.get(regions, name);
 		const ready = getCondition(region.status?.conditions, "Ready");
@@ -346,7 +346,7 @@ describe("a region", () => {
 			expect(same("hosts-ca", "tls.crt")).toBe(true);
 			expect(same("postgresql", "password")).toBe(true);
 		});
-	}, 60_000);
+	}, 90_000);
 
 	it("is refused when an older one has its domain, until that one is gone", async () => {
 		await operate();
@@ -359,7 +359,7 @@ describe("a region", () => {
 		expect(await api.client.find(namespaces, "region-second")).toBeUndefined();
 		await api.client.delete(regions, { name: "first" });
 		await untilReady("second", "ComponentsNotReady");
-	}, 60_000);
+	}, 90_000);
 
 	it("leaves a namespace alone that belongs to something else, and says when a key was lost", async () => {
 		await operate();
@@ -386,7 +386,7 @@ describe("a region", () => {
 			expect(getCondition(status?.conditions, "Ready")?.message).toContain("root CA");
 		});
 		expect(root.data).toBeDefined();
-	}, 60_000);
+	}, 90_000);
 
 	it("may be touched by the operator in its own namespace only", async () => {
 		const { deps } = await operate();
