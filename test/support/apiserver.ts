@@ -11,6 +11,7 @@ import { tool } from "../../hack/builder/tools.ts";
 import { isNotFound, KubeClient } from "../../operator/kube/client.ts";
 import { type KubeConfig, loadKubeConfig } from "../../operator/kube/config.ts";
 import type { KubeObject, Resource } from "../../operator/kube/resources.ts";
+import { dyingWithParent } from "./postgres.ts";
 
 /** A Kubernetes API server of a test's own, on 127.0.0.1: real kube-apiserver and etcd, no controllers, no nodes. */
 export interface TestApiServer {
@@ -237,7 +238,7 @@ class Process {
 	start(): void {
 		this.exited = false;
 		this.#output = [];
-		const child = spawn(this.#binary, this.#args, { stdio: ["ignore", "pipe", "pipe"] });
+		const child = spawn(...dyingWithParent(this.#binary, this.#args), { stdio: ["ignore", "pipe", "pipe"] });
 		for (const stream of [child.stdout, child.stderr]) {
 			stream.on("data", (chunk: Buffer) => {
 				this.#output.push(chunk.toString());
