@@ -126,7 +126,6 @@ export class Control extends EventEmitter<{ changed: []; renewed: [identity: Ide
 		this.#stream = stream;
 		try {
 			this.#report();
-			this.#requestedAt = 0;
 			this.#renewIfDue();
 			for await (const line of readLines(stream)) await this.#onMessage(parse(line));
 		} finally {

@@ -30,11 +30,13 @@ export async function run({
 	paths,
 	log,
 	signal,
+	now = Date.now,
 }: {
 	config: Config;
 	paths: Paths;
 	log: Log;
 	signal: AbortSignal;
+	now?: () => number;
 }): Promise<void> {
 	mkdirSync(paths.state, { recursive: true, mode: 0o700 });
 	let skew = await clockSkewSeconds(config, signal);
@@ -87,7 +89,7 @@ export async function run({
 		}),
 		log,
 	});
-	const control = new Control({ stateDir: paths.state, identity, engine, observe, log });
+	const control = new Control({ stateDir: paths.state, identity, engine, observe, log, now });
 	const metrics = new MetricsServer(() => ({
 		checks: observe().checks,
 		roles: engine.status(),

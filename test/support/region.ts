@@ -13,7 +13,7 @@ import { hostsService } from "../../services/hosts/service.ts";
 import { createLog } from "../../services/kit/log.ts";
 import { type RunningService, type ServiceDefinition, startService } from "../../services/kit/service.ts";
 import { startApiServer, type TestApiServer } from "./apiserver.ts";
-import { regionCertificates } from "./certificates.ts";
+import { type RegionCertificates, regionCertificates } from "./certificates.ts";
 import { startNats, type TestNats } from "./nats.ts";
 import { freePort, startPostgres, type TestPostgres } from "./postgres.ts";
 
@@ -33,6 +33,9 @@ export interface TestRegion {
 	readonly apiserver: TestApiServer;
 	readonly postgres: TestPostgres;
 	readonly nats: TestNats;
+	readonly certificates: RegionCertificates;
+	/** Where a service listens, `https://127.0.0.1:PORT`. */
+	readonly url: (service: string) => string;
 	/** Directory of files that go with the region. */
 	readonly directory: string;
 	close(): Promise<void>;
@@ -91,7 +94,12 @@ export async function startRegion(name = "test"): Promise<TestRegion> {
 			...(running.has("auth") && { JWKS_URL: `${url("auth")}/auth/jwks` }),
 		};
 		const log = createLog(definition.name, process.env.LOG_LEVEL ?? "silent");
-		const options = { env: { ...common, ...env }, signal: stop.signal, log, lameDuckMs: 0 };
+		const options = {
+			env: { ...common, ...env },
+			signal: stop.signal,
+			log,
+			lameDuckMs: 0,
+		};
 		running.set(definition.name, await startService(definition, options));
 	};
 	const database = async (service: string) => `${await postgres.createDatabase(service)}?sslmode=disable`;
@@ -157,6 +165,8 @@ export async function startRegion(name = "test"): Promise<TestRegion> {
 		apiserver,
 		postgres,
 		nats,
+		certificates,
+		url,
 		directory,
 		async close() {
 			stop.abort();
