@@ -49,7 +49,6 @@ export async function imageArchive(image: Image): Promise<string> {
 					await provideBase(base, await readFile(join(folder, "Containerfile"), "utf8"));
 					await buildah(
 						"build",
-						"--quiet",
 						"--pull-never",
 						"--layers=false",
 						// The same files make the same image, whenever it is built.

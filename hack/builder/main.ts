@@ -43,5 +43,6 @@ try {
 } catch (error) {
 	if (!(error instanceof GroundplaneError)) throw error;
 	say(`${error.code}: ${error.message}\nNext: ${error.next}`);
-	process.exitCode = 1;
+	// At once: what else is being built would go on for minutes.
+	process.exit(1);
 }

@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { mkdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { basename, dirname, join, relative } from "node:path";
 import { packageCharts } from "../../charts/package.ts";
@@ -51,7 +52,13 @@ const parts: Readonly<Record<string, (version: string) => Promise<Part>>> = {
 		return { files: Object.fromEntries(entries) };
 	},
 	async services(version) {
-		const entryPoints = serviceNames.map((name) => [name, `services/${name}/main.ts`] as const);
+		const entryPoints = serviceNames
+			.map((name) => [name, `services/${name}/main.ts`] as const)
+			.filter(([name, path]) => {
+				const exists = existsSync(join(ROOT, path));
+				if (!exists) say(`left out: the service ${name}, which has no ${path} yet`);
+				return exists;
+			});
 		const agent = await agentPackage(version);
 		return ownImage("services", version, await nodeImage(), {
 			services: await bundleJavaScript("services", Object.fromEntries(entryPoints)),

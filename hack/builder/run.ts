@@ -47,9 +47,13 @@ export async function run(command: string, args: readonly string[], options: Run
 		child.once("close", (...result) => resolve(result));
 	});
 	if (code !== 0)
-		throw new GroundplaneError("CommandFailed", `${command} ${args[0] ?? ""} ended with ${signal ?? code}:\n${said}`, {
-			next: options.next ?? `Read what ${command} said above.`,
-		});
+		throw new GroundplaneError(
+			"CommandFailed",
+			`${command} ${args.find((argument) => /^\w/.test(argument)) ?? ""} ended with ${signal ?? code}:\n${said}`,
+			{
+				next: options.next ?? `Read what ${command} said above.`,
+			},
+		);
 	return output;
 }
 
