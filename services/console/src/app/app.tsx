@@ -8,7 +8,7 @@ import type { Session } from "../auth/session.ts";
 import { SessionEndedDialog, SignInFailed, Starting } from "../auth/sign-in.tsx";
 import { LiveRegion } from "../live/region.ts";
 import { ConsoleContext } from "./context.ts";
-import { router } from "./routes.tsx";
+import { createRouter } from "./routes.tsx";
 import { Toasts } from "./toasts.tsx";
 
 /** The console: nothing before sign-in, then the pages over one live view of the region. */
@@ -31,7 +31,7 @@ export function App({ session }: { session: Session }) {
 }
 
 function SignedIn({ session, user }: { session: Session; user: User }) {
-	const { api, live, queries } = useMemo(() => {
+	const { api, live, queries, router } = useMemo(() => {
 		const api = new Api(session);
 		const queries = new QueryClient({
 			defaultOptions: {
@@ -41,7 +41,7 @@ function SignedIn({ session, user }: { session: Session; user: User }) {
 				},
 			},
 		});
-		return { api, live: new LiveRegion((url, init) => api.fetch(url, init)), queries };
+		return { api, live: new LiveRegion((url, init) => api.fetch(url, init)), queries, router: createRouter() };
 	}, [session]);
 	useEffect(() => {
 		const stop = new AbortController();

@@ -18,10 +18,10 @@ export function ClusterTable({
 		<Table variant="compact" aria-label="Clusters" gridBreakPoint="grid-lg">
 			<Thead>
 				<Tr>
-					<Th>Name</Th>
+					<Th modifier="nowrap">Name</Th>
 					<Th>State</Th>
-					<Th>Nodes ready</Th>
-					<Th>Version</Th>
+					<Th modifier="nowrap">Nodes ready</Th>
+					<Th modifier="nowrap">Version</Th>
 					<Th width={40}>Under way</Th>
 					<Th>Age</Th>
 					{actions && <Th screenReaderText="Actions" />}

@@ -25,6 +25,7 @@ export function HostTable({
 					{columns.map(({ key, title, compare }, columnIndex) => (
 						<Th
 							key={key}
+							modifier="nowrap"
 							{...(order &&
 								onOrder &&
 								compare && {

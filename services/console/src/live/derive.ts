@@ -65,7 +65,8 @@ export function underWay(hosts: readonly Host[], clusters: readonly Cluster[]): 
 	for (const cluster of clusters) {
 		const { name } = cluster.metadata;
 		const { progress } = cluster.status ?? {};
-		if (!progress || clusterPhase(cluster) === "Degraded") continue;
+		// A cluster that failed or lacks a node is a matter for a person, although the plane goes on trying.
+		if (!progress || ["Degraded", "Failed"].includes(clusterPhase(cluster))) continue;
 		work.push({
 			key: `cluster/${name}`,
 			kind: "cluster",

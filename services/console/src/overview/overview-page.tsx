@@ -1,4 +1,7 @@
-import { Alert, Card, CardBody, CardTitle, PageSection } from "@patternfly/react-core";
+import { Card, CardBody, CardTitle, Icon, PageSection } from "@patternfly/react-core";
+import ExclamationCircleIcon from "@patternfly/react-icons/dist/esm/icons/exclamation-circle-icon";
+import ExclamationTriangleIcon from "@patternfly/react-icons/dist/esm/icons/exclamation-triangle-icon";
+import InfoCircleIcon from "@patternfly/react-icons/dist/esm/icons/info-circle-icon";
 import type { ReactNode } from "react";
 import { Link } from "react-router";
 import { useClusters, useConsole, useHosts, useLive } from "../app/context.ts";
@@ -16,11 +19,11 @@ import { PageHeading } from "../ui/page-heading.tsx";
 import { Panel } from "../ui/panel.tsx";
 import { compareUrgency } from "../ui/state-label.tsx";
 import { Ago, useNow } from "../ui/time.tsx";
-import { phaseWords, plural } from "../ui/words.ts";
+import { phaseWords } from "../ui/words.ts";
 import { WorkProgress } from "../ui/work-progress.tsx";
 
-/** More hosts than this are a matter for the list. */
-const MOST_HOSTS = 12;
+/** More than this of a kind is a matter for its own page. */
+const MOST = 10;
 
 /** The region at a glance: what there is, what is being done on which host, and what needs a person. */
 export function OverviewPage() {
@@ -62,36 +65,20 @@ export function OverviewPage() {
 								{concerns.length === 0 ? "Nothing" : (concerns[0]?.title ?? "")}
 							</Figure>
 						</div>
-						{concerns.length > 0 && (
-							<Panel title="Needs a person">
-								<Concerns concerns={concerns} />
-							</Panel>
-						)}
 						<div className="gp-columns">
 							<div className="gp-column">
+								{concerns.length > 0 && (
+									<Panel title="Needs a person">
+										<Concerns concerns={concerns} />
+									</Panel>
+								)}
 								<Panel
 									title="Clusters"
 									isFlush={clusters.length > 0}
 									actions={clusters.length > 0 && <Link to="/clusters">All clusters</Link>}
 								>
-									{clusters.length === 0 ? <NoClusters /> : <ClusterTable clusters={clusters} />}
-								</Panel>
-								<Panel
-									title="Hosts"
-									isFlush={hosts.length > 0}
-									actions={hosts.length > 0 && <Link to="/hosts">All hosts</Link>}
-								>
-									{hosts.length === 0 ? (
-										<NoHosts />
-									) : (
-										<HostTable hosts={urgentFirst.slice(0, MOST_HOSTS)} columns={overviewColumns} />
-									)}
-									{hosts.length > MOST_HOSTS && (
-										<p className="gp-subtle gp-inset">
-											And {plural(hosts.length - MOST_HOSTS, "more host", "more hosts")}.{" "}
-											<Link to="/hosts">Show all</Link>
-										</p>
-									)}
+									{clusters.length === 0 ? <NoClusters /> : <ClusterTable clusters={clusters.slice(0, MOST)} />}
+									<More of={clusters.length} to="/clusters" />
 								</Panel>
 							</div>
 							<div className="gp-column">
@@ -99,10 +86,22 @@ export function OverviewPage() {
 									<UnderWay work={work} />
 								</Panel>
 								<Panel title="Activity">
-									<ActivityList activity={activity} openedAt={live.openedAt} />
+									<ActivityList activity={activity} openedAt={live.openedAt} most={6} />
 								</Panel>
 							</div>
 						</div>
+						<Panel
+							title="Hosts"
+							isFlush={hosts.length > 0}
+							actions={hosts.length > 0 && <Link to="/hosts">All hosts</Link>}
+						>
+							{hosts.length === 0 ? (
+								<NoHosts />
+							) : (
+								<HostTable hosts={urgentFirst.slice(0, MOST)} columns={overviewColumns} />
+							)}
+							<More of={hosts.length} to="/hosts" />
+						</Panel>
 					</div>
 				)}
 			</PageSection>
@@ -183,31 +182,44 @@ function UnderWay({ work }: { work: readonly Work[] }) {
 	);
 }
 
+function More({ of, to }: { of: number; to: string }) {
+	if (of <= MOST) return null;
+	return (
+		<p className="gp-subtle gp-inset">
+			And {of - MOST} more. <Link to={to}>Show all</Link>
+		</p>
+	);
+}
+
+const toneIcons = { danger: ExclamationCircleIcon, warning: ExclamationTriangleIcon, info: InfoCircleIcon } as const;
+
 function Concerns({ concerns }: { concerns: readonly Concern[] }) {
 	const { hosts } = useLive();
 	return (
-		<div className="gp-stack" aria-live="polite">
-			{concerns.map(({ key, tone, kind, name, title, message, next }) => {
-				const host = kind === "host" ? hosts.get(name) : undefined;
-				return (
-					<Alert
-						key={key}
-						variant={tone}
-						isInline
-						isPlain
-						component="h3"
-						title={
-							<>
-								<Link to={`/${kind}s/${name}`}>{name}</Link>: {title}
-							</>
-						}
-						{...(host && !host.spec.approved && { actionLinks: <ApproveButton host={host} isCompact /> })}
-					>
-						<p className="gp-wrap">{message}</p>
-						{next && <p className="gp-wrap">{next}</p>}
-					</Alert>
-				);
-			})}
+		<div aria-live="polite">
+			<ul className="gp-list">
+				{concerns.slice(0, MOST).map(({ key, tone, kind, name, title, message, next }) => {
+					const host = kind === "host" ? hosts.get(name) : undefined;
+					const ToneIcon = toneIcons[tone];
+					return (
+						<li key={key} className="gp-concern">
+							<Icon status={tone} isInline>
+								<ToneIcon />
+							</Icon>
+							<div>
+								<div>
+									<strong>{title}</strong>: <Link to={`/${kind}s/${name}`}>{name}</Link>
+								</div>
+								<div className="gp-subtle">
+									{message} {next}
+								</div>
+							</div>
+							{host && <ApproveButton host={host} isCompact />}
+						</li>
+					);
+				})}
+			</ul>
+			{concerns.length > MOST && <p className="gp-subtle">And {concerns.length - MOST} more.</p>}
 		</div>
 	);
 }
