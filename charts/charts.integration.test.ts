@@ -24,7 +24,7 @@ const fullCore = {
 };
 const fullRegion = {
 	...regionValues,
-	image: fullCore.image,
+	image: { ...fullCore.image, pullSecrets: ["pull"] },
 	storageClass: "fast",
 	secretChecksums: { "tls-front": "1234", nats: "abcd" },
 	tunnel: { replicas: 2 },
@@ -292,7 +292,15 @@ describe("what the chart and the code agree on", () => {
 			artifacts: (await import("../services/artifacts/service.ts")).artifactsService,
 		};
 		// Read by node, by libuv and by libc, or given to every service whether it needs it or not.
-		const others = ["NODE_OPTIONS", "UV_THREADPOOL_SIZE", "MALLOC_ARENA_MAX", "POD_NAME", "POD_IP", "VERSION"];
+		const others = [
+			"NODE_OPTIONS",
+			"UV_THREADPOOL_SIZE",
+			"MALLOC_ARENA_MAX",
+			"MALLOC_MMAP_THRESHOLD_",
+			"POD_NAME",
+			"POD_IP",
+			"VERSION",
+		];
 		const objects = manifests(await render(charts.region, "region-demo", regionValues));
 		for (const [name, { config }] of Object.entries(definitions)) {
 			const variables = containerOf(objects, name).env ?? [];
@@ -330,7 +338,7 @@ describe("what the chart and the code agree on", () => {
 		const env = Object.fromEntries((operator.env ?? []).map(({ name, value }) => [name, value ?? "operator-0"]));
 		expect(readConfig(env)).toMatchObject({
 			version: "0.2.0",
-			image: { registry: "registry.example.com/team", tag: "0.2.0", pullSecrets: [{ name: "pull" }] },
+			image: { registry: "registry.example.com/team", tag: "0.2.0", pullSecrets: ["pull"] },
 			bundles: regionValues.bundles,
 		});
 	});

@@ -92,6 +92,9 @@ spec:
             # glibc makes an arena per thread otherwise, each with memory that it never gives back.
             - name: MALLOC_ARENA_MAX
               value: "2"
+            # Large buffers, as argon2id takes them, go back to the system at once.
+            - name: MALLOC_MMAP_THRESHOLD_
+              value: "131072"
             {{- range $variable, $value := .env }}
             - name: {{ $variable }}
               value: {{ $value | quote }}
