@@ -32,7 +32,7 @@ interface ReleaseJson {
 const OUT = join(ROOT, "dist/release");
 
 /** The region's services that a release must hold. */
-const serviceNames = ["auth", "clusters", "hosts", "tunnel", "artifacts", "monitor"];
+const serviceNames = ["auth", "clusters", "hosts", "tunnel", "artifacts"];
 
 /** Parts of a release by the name that `--only` takes. */
 const parts: Readonly<Record<string, (version: string) => Promise<Part>>> = {

@@ -1,4 +1,5 @@
-import { copyFile, link, mkdir, rename, rm } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
+import { copyFile, link, mkdir, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { cacheDirectory } from "./cache.ts";
 import { goProgram, moduleVersion } from "./go.ts";
@@ -21,11 +22,16 @@ export async function tool(name: ToolName): Promise<string> {
 
 /** Gives a cached file its well-known name; the content is shared where the file system can. */
 async function publish(from: string, to: string): Promise<void> {
-	const temporary = join(dirname(to), `.${basename(to)}.${process.pid}`);
+	const [source, target] = [await stat(from), await stat(to).catch(() => undefined)];
+	if (target && (source.ino === target.ino || (source.size === target.size && source.mtimeMs <= target.mtimeMs)))
+		return;
 	await mkdir(dirname(to), { recursive: true });
-	await rm(temporary, { force: true });
-	await link(from, temporary).catch(() => copyFile(from, temporary));
-	// When both are the same file already, rename does nothing and leaves the temporary name.
-	await rename(temporary, to);
-	await rm(temporary, { force: true });
+	const temporary = join(dirname(to), `.${basename(to)}.${randomUUID()}`);
+	try {
+		await link(from, temporary).catch(() => copyFile(from, temporary));
+		await rename(temporary, to);
+	} finally {
+		// When two callers made the same link, the second rename does nothing and leaves the temporary name.
+		await rm(temporary, { force: true });
+	}
 }
