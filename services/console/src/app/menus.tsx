@@ -7,8 +7,7 @@ import {
 	MenuToggle,
 	type MenuToggleElement,
 } from "@patternfly/react-core";
-import MoonIcon from "@patternfly/react-icons/dist/esm/icons/moon-icon";
-import SunIcon from "@patternfly/react-icons/dist/esm/icons/sun-icon";
+import AdjustIcon from "@patternfly/react-icons/dist/esm/icons/adjust-icon";
 import UserIcon from "@patternfly/react-icons/dist/esm/icons/user-icon";
 import { type Ref, useState } from "react";
 import { useConsole } from "./context.ts";
@@ -42,7 +41,7 @@ export function ThemeMenu() {
 					aria-label="Appearance"
 					isExpanded={isOpen}
 					onClick={() => setIsOpen(!isOpen)}
-					icon={theme === "dark" ? <MoonIcon /> : <SunIcon />}
+					icon={<AdjustIcon />}
 				/>
 			)}
 		>

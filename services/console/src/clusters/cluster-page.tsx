@@ -65,7 +65,7 @@ export function ClusterPage() {
 					<ClusterNotice cluster={cluster} />
 					<div className="gp-columns">
 						<div className="gp-column">
-							<Panel title="Members" isFlush={members.length > 0}>
+							<Panel title="Members">
 								{members.length === 0 ? (
 									<p className="gp-subtle">No host has been taken yet.</p>
 								) : (
@@ -75,7 +75,7 @@ export function ClusterPage() {
 												<Th>Host</Th>
 												<Th>Role</Th>
 												<Th>State</Th>
-												<Th>Version</Th>
+												<Th modifier="nowrap">Version</Th>
 												<Th width={40}>Under way</Th>
 											</Tr>
 										</Thead>
@@ -108,7 +108,7 @@ export function ClusterPage() {
 									</Table>
 								)}
 							</Panel>
-							<Panel title="Conditions" isFlush>
+							<Panel title="Conditions">
 								<ConditionsTable conditions={status?.conditions} />
 							</Panel>
 						</div>

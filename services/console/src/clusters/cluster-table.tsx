@@ -15,14 +15,14 @@ export function ClusterTable({
 	actions?: (cluster: Cluster) => ReactNode;
 }) {
 	return (
-		<Table variant="compact" aria-label="Clusters" gridBreakPoint="grid-lg">
+		<Table variant="compact" aria-label="Clusters" gridBreakPoint="grid-xl">
 			<Thead>
 				<Tr>
 					<Th modifier="nowrap">Name</Th>
 					<Th>State</Th>
 					<Th modifier="nowrap">Nodes ready</Th>
 					<Th modifier="nowrap">Version</Th>
-					<Th width={40}>Under way</Th>
+					<Th>Under way</Th>
 					<Th>Age</Th>
 					{actions && <Th screenReaderText="Actions" />}
 				</Tr>
@@ -48,9 +48,9 @@ export function ClusterTable({
 							<Td dataLabel="Version" modifier="nowrap">
 								{version ?? <span className="gp-subtle">{cluster.spec.version}</span>}
 							</Td>
-							<Td dataLabel="Under way" modifier="breakWord">
+							<Td dataLabel="Under way">
 								{progress ? (
-									<>
+									<div>
 										{progress.step}
 										{progress.host && (
 											<>
@@ -58,8 +58,8 @@ export function ClusterTable({
 												<Link to={`/hosts/${progress.host}`}>{progress.host}</Link>
 											</>
 										)}
-										{progress.detail && <span className="gp-subtle"> · {progress.detail}</span>}
-									</>
+										{progress.detail && <div className="gp-subtle">{progress.detail}</div>}
+									</div>
 								) : (
 									<span className="gp-subtle">–</span>
 								)}

@@ -7,7 +7,7 @@ import { Link } from "react-router";
 import type { Host } from "../api/types.ts";
 import { failedChecks, hostPhase, workOf } from "../live/derive.ts";
 import { compareUrgency, StateLabel } from "../ui/state-label.tsx";
-import { byName, bytes, plural } from "../ui/words.ts";
+import { byName, bytes, plural, shortSystem } from "../ui/words.ts";
 import { WorkProgress } from "../ui/work-progress.tsx";
 
 export interface HostColumn {
@@ -22,10 +22,13 @@ const name: HostColumn = {
 	key: "name",
 	title: "Name",
 	compare: (a, b) => byName(a.metadata.name, b.metadata.name),
-	cell: ({ metadata }) => (
-		<Link to={`/hosts/${metadata.name}`} className="gp-name">
-			{metadata.name}
-		</Link>
+	cell: ({ metadata, status }) => (
+		<>
+			<Link to={`/hosts/${metadata.name}`} className="gp-name">
+				{metadata.name}
+			</Link>
+			<div className="gp-subtle">{status?.facts?.primaryAddress}</div>
+		</>
 	),
 };
 
@@ -56,13 +59,11 @@ const work: HostColumn = {
 		const doing = workOf(host);
 		if (!doing) return <span className="gp-subtle">–</span>;
 		return (
-			<>
-				<span>
-					{doing.what}
-					{doing.detail && <span className="gp-subtle"> · {doing.detail}</span>}
-				</span>
+			<div className="gp-doing">
+				{doing.what}
+				{doing.detail && <div className="gp-subtle">{doing.detail}</div>}
 				<WorkProgress progress={doing.progress} label={`${doing.what} on ${host.metadata.name}`} />
-			</>
+			</div>
 		);
 	},
 };
@@ -94,34 +95,21 @@ const checks: HostColumn = {
 	},
 };
 
-const system: HostColumn = {
-	key: "system",
-	title: "System",
-	compare: (a, b) => byName(a.status?.facts?.os.prettyName ?? "", b.status?.facts?.os.prettyName ?? ""),
-	cell: ({ status }) => status?.facts?.os.prettyName.replace(/ \(.*\)$/, "") ?? <span className="gp-subtle">–</span>,
-};
-
-const capacity: HostColumn = {
-	key: "capacity",
-	title: "CPU and memory",
-	compare: (a, b) => (a.status?.facts?.memoryBytes ?? 0) - (b.status?.facts?.memoryBytes ?? 0),
+const machine: HostColumn = {
+	key: "machine",
+	title: "Machine",
 	modifier: "nowrap",
+	compare: (a, b) => (a.status?.facts?.memoryBytes ?? 0) - (b.status?.facts?.memoryBytes ?? 0),
 	cell: ({ status }) =>
 		status?.facts ? (
-			`${plural(status.facts.cpu.cores, "core")}, ${bytes(status.facts.memoryBytes)}`
+			<>
+				{plural(status.facts.cpu.cores, "core")}, {bytes(status.facts.memoryBytes)}
+				<div className="gp-subtle">{shortSystem(status.facts.os.prettyName)}</div>
+			</>
 		) : (
 			<span className="gp-subtle">–</span>
 		),
 };
 
-const address: HostColumn = {
-	key: "address",
-	title: "Address",
-	compare: (a, b) => byName(a.status?.facts?.primaryAddress ?? "", b.status?.facts?.primaryAddress ?? ""),
-	modifier: "nowrap",
-	cell: ({ status }) => status?.facts?.primaryAddress ?? <span className="gp-subtle">–</span>,
-};
-
-export const allColumns: readonly HostColumn[] = [name, state, cluster, work, checks, system, capacity, address];
-/** What the overview shows. */
-export const overviewColumns: readonly HostColumn[] = [name, state, cluster, work, checks, system, capacity];
+/** Of every table of hosts. */
+export const hostColumns: readonly HostColumn[] = [name, state, cluster, work, checks, machine];

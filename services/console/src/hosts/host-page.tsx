@@ -74,13 +74,13 @@ export function HostPage() {
 					<HostNotice host={host} />
 					<div className="gp-columns">
 						<div className="gp-column">
-							<Panel title="Roles" isFlush={(status?.roles?.length ?? 0) > 0}>
+							<Panel title="Roles">
 								<Roles host={host} />
 							</Panel>
-							<Panel title="Checks" isFlush>
+							<Panel title="Checks">
 								<Checks host={host} />
 							</Panel>
-							<Panel title="Conditions" isFlush>
+							<Panel title="Conditions">
 								<ConditionsTable conditions={status?.conditions} />
 							</Panel>
 						</div>
@@ -202,7 +202,7 @@ function Checks({ host }: { host: Host }) {
 	const checks = [...(host.status?.checks ?? [])].sort(
 		(a, b) => Number(a.ok) - Number(b.ok) || a.severity.localeCompare(b.severity),
 	);
-	if (checks.length === 0) return <p className="gp-subtle gp-inset">The agent has not reported its checks yet.</p>;
+	if (checks.length === 0) return <p className="gp-subtle">The agent has not reported its checks yet.</p>;
 	return (
 		<Table variant="compact" borders={false} aria-label="Checks" gridBreakPoint="grid-md">
 			<Thead>
@@ -247,7 +247,7 @@ function Fact({ term, children }: { term: string; children: ReactNode }) {
 	);
 }
 
-const list = { isCompact: true, isHorizontal: true, horizontalTermWidthModifier: { default: "9ch" } } as const;
+const list = { isCompact: true, isHorizontal: true, horizontalTermWidthModifier: { default: "10ch" } } as const;
 
 function Facts({ host }: { host: Host }) {
 	const facts = host.status?.facts;
@@ -330,8 +330,8 @@ function Connection({ host }: { host: Host }) {
 				</Fact>
 			)}
 			{desiredState?.generation !== undefined && (
-				<Fact term="Orders">
-					{isCurrent ? "Received and acknowledged" : "Not acknowledged yet"}
+				<Fact term="Wanted state">
+					{isCurrent ? "Accepted by the host" : "Not accepted yet"}
 					{desiredState.validUntil && (
 						<div className="gp-subtle">good until {dateAndTime(Date.parse(desiredState.validUntil))} if cut off</div>
 					)}

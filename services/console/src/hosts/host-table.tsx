@@ -19,7 +19,7 @@ export function HostTable({
 }) {
 	const index = columns.findIndex(({ key }) => key === order?.key);
 	return (
-		<Table variant="compact" aria-label="Hosts" gridBreakPoint="grid-lg">
+		<Table variant="compact" aria-label="Hosts" gridBreakPoint="grid-xl">
 			<Thead>
 				<Tr>
 					{columns.map(({ key, title, compare }, columnIndex) => (

@@ -23,7 +23,7 @@ import { Loading } from "../ui/loading.tsx";
 import { PageHeading } from "../ui/page-heading.tsx";
 import { phaseWords, plural } from "../ui/words.ts";
 import { AddHostButton } from "./add-host.tsx";
-import { allColumns } from "./columns.tsx";
+import { hostColumns } from "./columns.tsx";
 import { HostMenu } from "./host-actions.tsx";
 import { HostTable } from "./host-table.tsx";
 import { countPhases, filterHosts, type Order, sortBy } from "./list.ts";
@@ -59,7 +59,7 @@ export function HostsPage() {
 	const counts = useMemo(() => countPhases(hosts), [hosts]);
 	const { key, direction } = order;
 	const found = useMemo(
-		() => sortBy(filterHosts(hosts, { text, phase }), allColumns, { key, direction }),
+		() => sortBy(filterHosts(hosts, { text, phase }), hostColumns, { key, direction }),
 		[hosts, text, phase, key, direction],
 	);
 	const shown = found.slice((page - 1) * PER_PAGE, page * PER_PAGE);
@@ -136,7 +136,7 @@ export function HostsPage() {
 						) : (
 							<HostTable
 								hosts={shown}
-								columns={allColumns}
+								columns={hostColumns}
 								order={order}
 								onOrder={(next) => change({ sort: next.key, direction: next.direction })}
 								actions={(host) => <HostMenu host={host} isPlain />}

@@ -8,7 +8,7 @@ import { useClusters, useConsole, useHosts, useLive } from "../app/context.ts";
 import { useRegion } from "../app/region.ts";
 import { ClusterTable } from "../clusters/cluster-table.tsx";
 import { NoClusters } from "../clusters/clusters-page.tsx";
-import { overviewColumns } from "../hosts/columns.tsx";
+import { hostColumns } from "../hosts/columns.tsx";
 import { ApproveButton } from "../hosts/host-actions.tsx";
 import { HostTable } from "../hosts/host-table.tsx";
 import { NoHosts } from "../hosts/hosts-page.tsx";
@@ -72,11 +72,7 @@ export function OverviewPage() {
 										<Concerns concerns={concerns} />
 									</Panel>
 								)}
-								<Panel
-									title="Clusters"
-									isFlush={clusters.length > 0}
-									actions={clusters.length > 0 && <Link to="/clusters">All clusters</Link>}
-								>
+								<Panel title="Clusters" actions={clusters.length > 0 && <Link to="/clusters">All clusters</Link>}>
 									{clusters.length === 0 ? <NoClusters /> : <ClusterTable clusters={clusters.slice(0, MOST)} />}
 									<More of={clusters.length} to="/clusters" />
 								</Panel>
@@ -90,15 +86,11 @@ export function OverviewPage() {
 								</Panel>
 							</div>
 						</div>
-						<Panel
-							title="Hosts"
-							isFlush={hosts.length > 0}
-							actions={hosts.length > 0 && <Link to="/hosts">All hosts</Link>}
-						>
+						<Panel title="Hosts" actions={hosts.length > 0 && <Link to="/hosts">All hosts</Link>}>
 							{hosts.length === 0 ? (
 								<NoHosts />
 							) : (
-								<HostTable hosts={urgentFirst.slice(0, MOST)} columns={overviewColumns} />
+								<HostTable hosts={urgentFirst.slice(0, MOST)} columns={hostColumns} />
 							)}
 							<More of={hosts.length} to="/hosts" />
 						</Panel>
@@ -185,7 +177,7 @@ function UnderWay({ work }: { work: readonly Work[] }) {
 function More({ of, to }: { of: number; to: string }) {
 	if (of <= MOST) return null;
 	return (
-		<p className="gp-subtle gp-inset">
+		<p className="gp-subtle">
 			And {of - MOST} more. <Link to={to}>Show all</Link>
 		</p>
 	);

@@ -27,8 +27,8 @@ export function ActivityList({
 	most?: number;
 }) {
 	return (
-		<>
-			<ol className="gp-activity" aria-live="polite" aria-relevant="additions">
+		<div className="gp-stack-tight" aria-live="polite" aria-relevant="additions">
+			<ol className="gp-activity">
 				{activity.slice(0, most).map(({ id, at, kind, name, host, tone, what, detail }) => {
 					const ToneIcon = icons[tone];
 					return (
@@ -57,6 +57,6 @@ export function ActivityList({
 				{activity.length === 0 ? "Nothing has changed" : "What has changed"} since this page was opened at{" "}
 				{timeOfDay(openedAt)}.
 			</p>
-		</>
+		</div>
 	);
 }

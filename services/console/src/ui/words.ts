@@ -43,3 +43,6 @@ export function percent(progress: string | undefined): number | undefined {
 
 /** Names as people order them: `host-2` before `host-10`. */
 export const byName = new Intl.Collator("en", { numeric: true, sensitivity: "base" }).compare;
+
+/** `Debian GNU/Linux 13 (trixie)` → `Debian 13`. */
+export const shortSystem = (prettyName: string): string => prettyName.replace(" GNU/Linux", "").replace(/ \(.*\)$/, "");
