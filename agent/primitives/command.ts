@@ -10,6 +10,8 @@ const commandWant = z.object({
 	undo: argv.optional(),
 	/** Anything whose change runs it again. */
 	triggers: z.array(z.string()).default([]),
+	/** Runs only when something changed, not the first time. */
+	onlyOnChange: z.boolean().default(false),
 });
 const commandMemory = z.object({ undo: argv.optional() });
 
@@ -24,7 +26,8 @@ export const command: Primitive<z.output<typeof commandWant>, z.output<typeof co
 		return code === 0 ? { ok: true } : { ok: false, why: `${check.join(" ")} says no` };
 	},
 	remember: async ({ undo }) => (undo ? { undo } : {}),
-	async apply({ run, env }, { exec, signal }) {
+	async apply({ run, env, onlyOnChange }, { exec, signal }, applied) {
+		if (onlyOnChange && applied.last === undefined) return;
 		await exec(run[0], run.slice(1), { signal, env });
 	},
 	async undo({ undo }, { exec, signal }) {

@@ -1,15 +1,17 @@
 import { createHash, X509Certificate } from "node:crypto";
-import { readdir, readFile } from "node:fs/promises";
+import { readdir, readFile, rm } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { GroundplaneError } from "../../protocol/errors.ts";
-import { isMissing, statOf } from "./durable.ts";
+import { isMissing, statOf, writeDurable } from "./durable.ts";
 import type { Primitive, StepContext } from "./primitive.ts";
 
 const kubeadmWant = z.object({
 	mode: z.enum(["init", "join-control-plane", "join-worker"]),
 	/** Path of the kubeadm configuration (kubeadm.k8s.io/v1beta4). */
 	config: z.string().startsWith("/"),
+	/** Directory of kubeadm's patches for this host. */
+	patches: z.string().startsWith("/"),
 	nodeName: z.string(),
 	nodeAddress: z.string(),
 	version: z.string(),
@@ -25,6 +27,8 @@ const kubeadmMemory = z.object({ mode: z.string() });
 const KUBERNETES = "/etc/kubernetes";
 const ADMIN = `${KUBERNETES}/admin.conf`;
 const KUBELET_IDENTITY = `${KUBERNETES}/kubelet.conf`;
+/** Beside the role's other files: which version this node is at. */
+const VERSION = "/etc/groundplane/kubernetes/node-version";
 const CRI_SOCKET = "unix:///run/containerd/containerd.sock";
 
 /**
@@ -42,6 +46,8 @@ export const kubeadm: Primitive<Want, z.output<typeof kubeadmMemory>> = {
 			throw new GroundplaneError("StepFailed", `${KUBELET_IDENTITY} is gone: someone reset this node by hand`, {
 				next: "Remove this host from its cluster and add it again; nothing is made anew by itself, since that could destroy a cluster.",
 			});
+		const running = await versionOf(want);
+		if (running !== want.version) return { ok: false, why: `this node is at ${running}, not ${want.version}` };
 		return { ok: true, outputs: await outputsOf(want) };
 	},
 	async remember({ mode }) {
@@ -52,19 +58,48 @@ export const kubeadm: Primitive<Want, z.output<typeof kubeadmMemory>> = {
 			});
 		return { mode };
 	},
-	async apply(want, context) {
-		const found = await inspect();
-		let decision = decide(want.mode, found);
-		if (decision === "resume" && !(await comesUp(want, context))) decision = "redo";
-		context.log(`kubeadm ${want.mode}: ${decision}`);
-		if (decision === "resume") return finish(want, context);
-		if (decision === "redo") await reset(context, { leaveEtcd: want.mode !== "join-control-plane" });
-		await make(want, context);
+	async apply(want, context, applied) {
+		if (applied.last === undefined) await create(want, context);
+		else await upgrade(want, context);
+		await writeDurable(VERSION, want.version);
 	},
 	async undo(_memory, context) {
 		await reset(context, { leaveEtcd: false });
+		await rm(VERSION, { force: true });
 	},
 };
+
+async function create(want: Want, context: StepContext): Promise<void> {
+	let decision = decide(want.mode, await inspect());
+	if (decision === "resume" && !(await comesUp(want, context))) decision = "redo";
+	context.log(`kubeadm ${want.mode}: ${decision}`);
+	if (decision === "resume") return finish(want, context);
+	if (decision === "redo") await reset(context, { leaveEtcd: want.mode !== "join-control-plane" });
+	await make(want, context);
+}
+
+/**
+ * To another version, one minor at a time (kubeadm refuses the rest). The first control plane brings the cluster's
+ * configuration and add-ons along; the others follow it. It can be run again after a crash. The kubelet restarts after it.
+ */
+async function upgrade({ mode, version, patches, ignorePreflightErrors }: Want, context: StepContext): Promise<void> {
+	const { exec, signal, log } = context;
+	log(`kubeadm upgrade to ${version}`);
+	const what = mode === "init" ? ["apply", version, "--yes"] : ["node"];
+	const ignored =
+		ignorePreflightErrors.length > 0 ? [`--ignore-preflight-errors=${ignorePreflightErrors.join(",")}`] : [];
+	await exec("kubeadm", ["upgrade", ...what, `--patches=${patches}`, ...ignored], { signal });
+}
+
+/** The version that the node was made with or last upgraded to. */
+async function versionOf({ version }: Want): Promise<string> {
+	try {
+		return await readFile(VERSION, "utf8");
+	} catch (error) {
+		if (isMissing(error)) return version;
+		throw error;
+	}
+}
 
 /** What kubeadm left on the disk. */
 export interface Found {

@@ -16,6 +16,8 @@ const unitWant = z.object({
 	triggers: z.array(z.string()).default([]),
 	/** A program that must succeed while the unit is as it should be; else it is restarted. */
 	probe: z.array(z.string()).optional(),
+	/** What the probe must print too: a regular expression. */
+	probePrints: z.string().optional(),
 	/** For how long it may take until the probe succeeds after a start, in seconds. */
 	readyWithin: z.int().default(30),
 	directory: z.string().default("/etc/systemd/system"),
@@ -96,8 +98,12 @@ async function isActive(name: string, { exec, signal }: StepContext): Promise<bo
 	return stdout.trim() === "active";
 }
 
-async function probe({ probe }: z.output<typeof unitWant>, { exec, signal }: StepContext): Promise<boolean> {
+async function probe(
+	{ probe, probePrints }: z.output<typeof unitWant>,
+	{ exec, signal }: StepContext,
+): Promise<boolean> {
 	const [program, ...args] = probe ?? [];
 	if (program === undefined) return true;
-	return (await exec(program, args, { signal, codes: true })).code === 0;
+	const { code, stdout } = await exec(program, args, { signal, codes: true });
+	return code === 0 && (probePrints === undefined || new RegExp(probePrints).test(stdout));
 }
