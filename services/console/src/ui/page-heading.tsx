@@ -2,6 +2,9 @@ import { Breadcrumb, BreadcrumbItem, PageBreadcrumb, PageSection, Title } from "
 import { type ReactNode, useEffect, useRef } from "react";
 import { Link } from "react-router";
 
+/** The page that the browser itself loaded is read from its top; only going on from there moves the focus. */
+let lastPath: string | undefined;
+
 /** Top of every page: where it is, what it is, and what can be done with it. Takes the focus when the page is entered. */
 export function PageHeading({
 	title,
@@ -19,8 +22,12 @@ export function PageHeading({
 	const heading = useRef<HTMLHeadingElement>(null);
 	useEffect(() => {
 		document.title = `${title} · Groundplane`;
-		heading.current?.focus({ preventScroll: true });
-		document.getElementById("main")?.scrollTo(0, 0);
+		const { pathname } = location;
+		if (lastPath !== undefined && lastPath !== pathname) {
+			heading.current?.focus({ preventScroll: true });
+			document.getElementById("main")?.scrollTo(0, 0);
+		}
+		lastPath = pathname;
 	}, [title]);
 	return (
 		<>
