@@ -34,6 +34,8 @@ export interface ControlOptions {
 
 /** How often the host is looked at for changes. */
 const OBSERVE_MS = 60_000;
+/** What changes with ordinary use (free space) is reported with the next change that matters, or after this long. */
+const MINOR_CHANGE_MS = 3_600_000;
 /** Role progress is reported at most this often. */
 const ROLES_MS = 500;
 /** Pause before a control stream that ended is opened again, and before an unanswered certificate request is repeated. */
@@ -51,7 +53,7 @@ export class Control extends EventEmitter<{ changed: []; renewed: [identity: Ide
 	#desired: DesiredState | undefined;
 	#refusal: { reason: string; message: string } | undefined;
 	#stream: Duplex | undefined;
-	#sentFacts = "";
+	#sentFacts = { all: "", major: "", at: 0 };
 	#rolesTimer: NodeJS.Timeout | undefined;
 	#pendingKey: string | undefined;
 	#requestedAt = 0;
@@ -218,11 +220,19 @@ export class Control extends EventEmitter<{ changed: []; renewed: [identity: Ide
 	}
 
 	#sendFacts({ always }: { always: boolean }): void {
-		if (!this.#stream) return;
 		const [message] = this.reports();
-		const text = JSON.stringify(message);
-		if (!message || (!always && text === this.#sentFacts)) return;
-		this.#sentFacts = text;
+		if (!this.#stream || message?.type !== "facts") return;
+		const { facts, checks } = message;
+		const all = JSON.stringify(message);
+		const major = JSON.stringify([
+			{ ...facts, filesystems: facts.filesystems.map(({ path, sizeBytes }) => [path, sizeBytes]) },
+			checks.map(({ name, ok, severity }) => [name, ok, severity]),
+			message.certificateNotAfter,
+		]);
+		const last = this.#sentFacts;
+		const old = all !== last.all && this.#now() - last.at > MINOR_CHANGE_MS;
+		if (!always && major === last.major && !old) return;
+		this.#sentFacts = { all, major, at: this.#now() };
 		this.#send(message);
 		this.emit("changed");
 	}

@@ -121,7 +121,7 @@ export function evaluate(seen: Probe): HostCheck[] {
 		check(
 			"disk",
 			seen.diskBytes >= GOOD_DISK,
-			`${gib(seen.diskBytes)} free in /var/lib`,
+			`${Math.floor(seen.diskBytes / GIB)} GiB free in /var/lib`,
 			`Free some space: images, logs and etcd want ${gib(GOOD_DISK)}; below ${gib(MIN_DISK)} nothing is installed.`,
 			seen.diskBytes >= MIN_DISK ? "warning" : "error",
 		),
