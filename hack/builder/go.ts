@@ -3,56 +3,76 @@ import { readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { cached, hashTree, locked } from "./cache.ts";
-import { part, run } from "./run.ts";
+import { download, online, type Upstream } from "./download.ts";
+import { type Needed, needPackages } from "./packages.ts";
+import { part, run, say } from "./run.ts";
 
 /** A program that is built from Go modules at the versions that `hack/builder/go/MODULE/go.mod` pins. */
 export interface GoProgram {
 	/** Folder under hack/builder/go. */
 	readonly module: string;
-	/** Import path of its main package. */
+	/** Import path of its main package; `.` for one that stands in the folder itself. */
 	readonly package: string;
+	/** Path of the module that gives it its version. By default the one that holds `package`. */
+	readonly of?: string;
 	/** Name of the binary. By default the last element of the import path. */
 	readonly name?: string;
-	/** Needs C: libseccomp for runc. */
+	/** A part of it is C. */
 	readonly cgo?: boolean;
+	/** Debian packages that the C part needs. */
+	readonly needs?: readonly Needed[];
 	readonly tags?: readonly string[];
 	/** Links C libraries in, so that the program runs on any distribution. */
 	readonly static?: boolean;
 	/** Values set at link time (`-X`). */
 	readonly set?: Readonly<Record<string, string>>;
+	/** Where its project publishes the same program. */
+	readonly upstream?: Upstream;
 }
 
 const MODULES = join(import.meta.dirname, "go");
 
-/** Builds a program, or finds it in the cache, and gives the path of the binary. */
+/**
+ * The path of a program's binary: from the cache, downloaded from its project where the internet can be reached, else
+ * built from its Go modules.
+ */
 export async function goProgram(program: GoProgram): Promise<string> {
 	const folder = join(MODULES, program.module);
 	const name = program.name ?? basename(program.package);
+	const inputs = [await hashTree(folder), program.package, buildArguments(program), program.cgo ?? false, process.arch];
+	const result = await cached(`go-${program.module}-${name}`, inputs, async (directory) => {
+		const target = join(directory, name);
+		if (program.upstream && (await online())) {
+			const upstream = program.upstream;
+			if (await part(`download ${name}`, () => download(upstream, target))) return;
+			say(`${upstream.url} is not there: building ${name} from Go modules`);
+		}
+		// Go uses all cores by itself: two builds at once only fight for memory.
+		await locked("go", () => part(`build ${name} (${program.module})`, () => build(program, folder, target)));
+	});
+	return join(result, name);
+}
+
+async function build(program: GoProgram, folder: string, target: string): Promise<void> {
+	await requireGo();
+	if (program.cgo) await needPackages("gcc", "/usr/include/stdlib.h", ...(program.needs ?? []));
+	await run("go", [...buildArguments(program), "-o", target, program.package], {
+		cwd: folder,
+		env: { CGO_ENABLED: program.cgo ? "1" : "0", GOFLAGS: "-mod=readonly -buildvcs=false" },
+		next: "Read what the compiler said. A download that broke off resumes when you run this again.",
+	});
+}
+
+function buildArguments(program: GoProgram): string[] {
 	const values = Object.entries(program.set ?? {}).map(([key, value]) => `-X ${key}=${value}`);
-	const arguments_ = [
+	const linking = program.static ? ["-linkmode external -extldflags -static"] : [];
+	return [
 		"build",
 		"-trimpath",
 		...(program.tags ? ["-tags", program.tags.join(",")] : []),
 		"-ldflags",
-		["-s -w", ...(program.static ? ["-linkmode external -extldflags -static"] : []), ...values].join(" "),
+		["-s -w", ...linking, ...values].join(" "),
 	];
-	const result = await cached(
-		`go-${program.module}-${name}`,
-		[await hashTree(folder), program.package, arguments_, program.cgo ?? false, process.arch],
-		(directory) =>
-			// Go uses all cores by itself: two builds at once only fight for memory.
-			locked("go", () =>
-				part(`build ${name} (${program.module})`, async () => {
-					await requireGo();
-					await run("go", [...arguments_, "-o", join(directory, name), program.package], {
-						cwd: folder,
-						env: { CGO_ENABLED: program.cgo ? "1" : "0", GOFLAGS: "-mod=readonly -buildvcs=false" },
-						next: "Read what the compiler said. A download that broke off resumes when you run this again.",
-					});
-				}),
-			),
-	);
-	return join(result, name);
 }
 
 /** The version at which a program's module is pinned, such as `v1.36.3`. */
@@ -63,7 +83,7 @@ export async function moduleVersion(program: GoProgram): Promise<string> {
 	);
 	// An import path starts with the path of its module.
 	const path = [...versions.keys()]
-		.filter((key) => `${program.package}/`.startsWith(`${key}/`))
+		.filter((key) => `${program.of ?? program.package}/`.startsWith(`${key}/`))
 		.sort()
 		.at(-1);
 	const version = path && versions.get(path);

@@ -1,5 +1,5 @@
 import { constants, createReadStream, createWriteStream, existsSync } from "node:fs";
-import { copyFile, cp, link, mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { copyFile, cp, link, mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { createGzip } from "node:zlib";
@@ -31,11 +31,14 @@ export async function imageArchive(image: Image): Promise<string> {
 	const files = await Promise.all(
 		Object.entries(image.files ?? {}).map(async ([name, path]) => [name, await contentKey(path)]),
 	);
+	const containerfile = await readFile(join(folder, "Containerfile"), "utf8");
+	// Debian's packages change under us: once a month everything made of them is made again, with its security updates.
+	const debian = containerfile.includes(`FROM ${DEBIAN}`) ? month() : "";
 	const slug = image.reference.replace(/:[^:/]*$/, "").replace(/^.*?\//, "");
 	const version = /:([^:/]*)$/.exec(image.reference)?.[1] ?? "latest";
 	const result = await cached(
 		`image-${slug.replaceAll("/", "-")}${version.startsWith("v1.") ? version.slice(0, 5) : ""}`,
-		["docker-archive, gzip 4", await hashTree(folder), image.reference, files, base ?? "", process.arch],
+		["docker-archive, gzip 4", await hashTree(folder), image.reference, files, base ?? "", debian, process.arch],
 		(directory) =>
 			locked("buildah", () =>
 				part(`image ${image.reference}`, async () => {
@@ -46,7 +49,8 @@ export async function imageArchive(image: Image): Promise<string> {
 					// Containers and unnamed images that an interrupted build left behind.
 					await buildah("rm", "--all");
 					await buildah("rmi", "--prune");
-					await provideBase(base, await readFile(join(folder, "Containerfile"), "utf8"));
+					if (image.from !== undefined && base !== undefined) await provide(image.from, base);
+					if (debian) await provideDebian(debian);
 					await buildah(
 						"build",
 						"--pull-never",
@@ -63,8 +67,7 @@ export async function imageArchive(image: Image): Promise<string> {
 					await buildah("push", "--quiet", image.reference, `docker-archive:${plain}:${image.reference}`);
 					await buildah("rmi", "--force", image.reference);
 					await rm(context, { recursive: true });
-					if (image.compressed) await rename(plain, join(directory, "image.tar"));
-					else await compressLayers(plain, join(directory, "image.tar"), base);
+					await repack(plain, join(directory, "image.tar"), image, base);
 				}),
 			),
 	);
@@ -79,28 +82,31 @@ async function buildah(command: string, ...args: string[]): Promise<string> {
 	});
 }
 
-/** Puts the image that FROM names into buildah's store: ours from its archive, else Debian. */
-async function provideBase(archive: string | undefined, containerfile: string): Promise<void> {
-	if (archive !== undefined) await buildah("pull", "--quiet", `docker-archive:${archive}`);
-	else if (!containerfile.includes(`FROM ${DEBIAN}`)) return;
-	else if ((await buildah("images", "--quiet", "--filter", `reference=${DEBIAN}`)).trim() === "") await pullDebian();
+/** Puts one of our images into buildah's store, for a FROM line. */
+async function provide({ reference }: Image, archive: string): Promise<void> {
+	await buildah("pull", "--quiet", `docker-archive:${archive}`);
+	// Short names are looked up there first.
+	await buildah("tag", fullReference(reference), `localhost/${reference}`);
 }
 
+const fullReference = (reference: string) => (/^[^/]+\.[^/]+\//.test(reference) ? reference : `docker.io/${reference}`);
+
 /**
- * A docker-archive with gzipped layers, which containerd, docker and podman read as well: it goes over the customer's
- * line, where a third of the bytes matters more than the time to unpack.
+ * A docker-archive with one name and with gzipped layers, which containerd, docker and podman read as well: it goes over
+ * the customer's line, where a third of the bytes matters more than the time to unpack.
  */
-async function compressLayers(from: string, to: string, base: string | undefined): Promise<void> {
+async function repack(from: string, to: string, image: Image, base: string | undefined): Promise<void> {
 	const folder = `${to}.d`;
 	await mkdir(folder);
-	// The layers of the base are compressed already, under the names that they would get here.
+	// The layers of the base are compressed already, under the names that they get here.
 	if (base !== undefined) await run("tar", ["-xf", base, "-C", folder, "--wildcards", "*.gz"]);
 	await run("tar", ["-xf", from, "-C", folder]);
 	await rm(from);
 	const manifest = JSON.parse(await readFile(join(folder, "manifest.json"), "utf8"));
-	const [image] = manifest as [{ Config: string; Layers: string[] }];
+	const [{ Config, Layers }] = manifest as [{ Config: string; Layers: string[] }];
 	const layers = await Promise.all(
-		image.Layers.map(async (layer) => {
+		Layers.map(async (layer) => {
+			if (image.compressed) return layer;
 			const zipped = `${basename(layer)}.gz`;
 			const path = join(folder, zipped);
 			if (!existsSync(path))
@@ -108,33 +114,41 @@ async function compressLayers(from: string, to: string, base: string | undefined
 			return zipped;
 		}),
 	);
-	await writeFile(join(folder, "manifest.json"), JSON.stringify([{ ...image, Layers: layers }]));
-	const names = ["manifest.json", image.Config, ...new Set(layers)];
+	await writeFile(
+		join(folder, "manifest.json"),
+		JSON.stringify([{ Config, RepoTags: [fullReference(image.reference)], Layers: layers }]),
+	);
+	const names = ["manifest.json", Config, ...new Set(layers)];
 	await run("tar", ["--owner=0", "--group=0", "--mtime=@0", "-cf", to, "-C", folder, ...names]);
 	await rm(folder, { recursive: true });
 }
 
+const month = () => new Date().toISOString().slice(0, 7);
+
 /** Debian's own image from its registry or, where that can't be reached, the same made of Debian's packages. */
-async function pullDebian(): Promise<void> {
+async function provideDebian(version: string): Promise<void> {
+	const mark = `localhost/groundplane/debian:${version}`;
+	if ((await buildah("images", "--quiet", "--filter", `reference=${mark}`)).trim() !== "") return;
 	try {
 		await buildah("pull", "--quiet", DEBIAN);
 	} catch {
 		say(`${DEBIAN} can't be pulled here: making it of Debian's packages`);
-		const rootfs = await debianRoot();
+		const rootfs = await debianRoot(version);
 		const container = (await buildah("from", "scratch")).trim();
 		await buildah("add", "--quiet", container, rootfs, "/");
 		await buildah("config", "--cmd", "bash", container);
 		await buildah("commit", "--quiet", "--rm", "--timestamp=0", container, DEBIAN);
 	}
+	await buildah("tag", DEBIAN, mark);
 }
 
-async function debianRoot(): Promise<string> {
+async function debianRoot(version: string): Promise<string> {
 	const options = ["--variant=minbase", "--components=main", "--aptopt=Apt::Install-Recommends false"];
 	// What the official slim image leaves out.
 	for (const path of ["doc", "man", "info", "locale", "groff", "lintian", "linda"])
 		options.push(`--dpkgopt=path-exclude=/usr/share/${path}/*`);
 	options.push("--dpkgopt=path-include=/usr/share/doc/*/copyright");
-	const result = await cached("debian", [options, process.arch], (directory) =>
+	const result = await cached("debian", [options, version, process.arch], (directory) =>
 		part("Debian base system", async () => {
 			await needPackages("mmdebstrap", "/usr/share/keyrings/debian-archive-keyring.gpg");
 			await run("mmdebstrap", [...options, "bookworm", join(directory, "rootfs.tar")], {

@@ -3,7 +3,7 @@ import { chmod, copyFile, cp, mkdir, readdir, readFile, realpath, rm, writeFile 
 import { basename, join } from "node:path";
 import { build } from "esbuild";
 import { GroundplaneError } from "../../protocol/errors.ts";
-import { cached, digestOf, filesUnder, hashFile, hashTree } from "./cache.ts";
+import { cached, filesUnder, hashFile, hashTree } from "./cache.ts";
 import { place } from "./images.ts";
 import { needPackages } from "./packages.ts";
 import { part, run } from "./run.ts";
@@ -11,24 +11,13 @@ import { part, run } from "./run.ts";
 export const ROOT = join(import.meta.dirname, "../..");
 const NODE = join(ROOT, "node_modules/node/bin/node");
 
-/** Native modules stay outside of the bundles: `node_modules` beside them holds these packages. */
-const nativePackages = ["@node-rs/argon2", `@node-rs/argon2-linux-${process.arch}-gnu`];
-
-/** Bundles programs by esbuild: a directory with NAME.js for each entry point, and the native modules they load. */
+/** Bundles programs by esbuild: a directory with NAME.js for each entry point. */
 export async function bundleJavaScript(name: string, entryPoints: Readonly<Record<string, string>>): Promise<string> {
 	const output = await esbuild(entryPoints);
-	const wanted = output.some(({ text }) => text.includes('"@node-rs/argon2"')) ? nativePackages : [];
-	const lock = await readFile(join(ROOT, "package-lock.json"), "utf8");
-	const inputs = [output.map(({ path, hash }) => [path, hash]), wanted, wanted.length > 0 ? digestOf([lock]) : ""];
-	return cached(`javascript-${name}`, inputs, async (directory) => {
+	return cached(`javascript-${name}`, [output.map(({ path, hash }) => [path, hash])], async (directory) => {
 		for (const { path, text } of output) await writeFile(join(directory, basename(path)), text);
 		// Node takes a .js file as a module because of this.
 		await writeFile(join(directory, "package.json"), '{"type":"module"}\n');
-		for (const package_ of wanted)
-			await cp(join(ROOT, "node_modules", package_), join(directory, "node_modules", package_), {
-				recursive: true,
-				dereference: true,
-			});
 	});
 }
 
@@ -42,10 +31,12 @@ async function esbuild(entryPoints: Readonly<Record<string, string>>) {
 		format: "esm",
 		target: "node26",
 		minifyWhitespace: true,
+		// A stack trace shows the line of the fault.
+		lineLimit: 160,
 		legalComments: "none",
 		logLevel: "silent",
 		absWorkingDir: ROOT,
-		external: ["@node-rs/argon2", "pg-native"],
+		external: ["pg-native"],
 		// CommonJS dependencies call require, which a module does not have.
 		banner: {
 			js: 'import{createRequire as gpCreateRequire}from"node:module";const require=gpCreateRequire(import.meta.url);',
@@ -155,7 +146,7 @@ export async function agentPackage(version: string): Promise<string> {
 			await mkdir(join(root, "usr/bin"), { recursive: true });
 			await copyFile(join(agent, "bin/gp-agent"), join(root, "usr/bin/gp-agent"));
 			// zstd unpacks ten times faster than xz: a host is ready within seconds of the download.
-			await run("dpkg-deb", ["--root-owner-group", "-Zzstd", "-z12", "--build", root, join(directory, file)], {
+			await run("dpkg-deb", ["--root-owner-group", "-Zzstd", "-z6", "--build", root, join(directory, file)], {
 				env: { SOURCE_DATE_EPOCH: "0" },
 			});
 			await rm(root, { recursive: true });

@@ -54,7 +54,6 @@ export async function kubernetesBundle(minor: Minor): Promise<string> {
 }
 
 async function binaryFiles(minor: Minor): Promise<BundleFile[]> {
-	await needPackages("gcc", "pkg-config", "/usr/include/seccomp.h", "/usr/include/stdlib.h");
 	const programs = [
 		kubernetesProgram(minor, "kubeadm"),
 		kubernetesProgram(minor, "kubelet"),
@@ -132,6 +131,7 @@ async function pauseProgram(): Promise<string> {
 	const source = join(ROOT, "images/pause/pause.c");
 	const options = ["-Os", "-Wall", "-Werror", "-static", "-s"];
 	const result = await cached("pause", [await hashTree(source), options, process.arch], async (directory) => {
+		await needPackages("gcc", "/usr/include/stdlib.h");
 		await run("gcc", [...options, "-o", join(directory, "pause"), source]);
 	});
 	return join(result, "pause");

@@ -18,7 +18,7 @@ const packages = {
 	"/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 } as const;
 
-type Needed = keyof typeof packages;
+export type Needed = keyof typeof packages;
 
 /** Makes sure that programs of Debian packages are there: installs them as root, else says what to install. */
 export async function needPackages(...needed: Needed[]): Promise<void> {

@@ -1,4 +1,15 @@
+import { basename } from "node:path";
+import type { Upstream } from "./download.ts";
 import type { GoProgram } from "./go.ts";
+
+const architecture = process.arch === "arm64" ? "arm64" : "amd64";
+
+/** A file of a project's release on GitHub; in URLs `ARCH` is this machine's architecture. */
+function onGitHub(project: string, version: string, file: string, checksums: string, member?: string): Upstream {
+	const base = `https://github.com/${project}/releases/download/${version}/`;
+	const named = (text: string) => text.replaceAll("ARCH", architecture);
+	return { url: named(base + file), checksums: named(base + checksums), ...(member && { member: named(member) }) };
+}
 
 /** One supported Kubernetes minor: its patch release, and the versions that its kubeadm asks for. */
 export interface Minor {
@@ -30,7 +41,9 @@ export type KubernetesProgramName =
 export function kubernetesProgram({ kubernetes }: Minor, name: KubernetesProgramName): GoProgram {
 	const [major = "", minor = ""] = kubernetes.slice(1).split(".");
 	const version = "k8s.io/component-base/version";
+	const url = `https://dl.k8s.io/release/${kubernetes}/bin/linux/${architecture}/${name}`;
 	return {
+		upstream: { url, checksums: `${url}.sha256` },
 		module: `kubernetes-${major}.${minor}`,
 		package: `k8s.io/kubernetes/cmd/${name}`,
 		set: {
@@ -44,11 +57,24 @@ export function kubernetesProgram({ kubernetes }: Minor, name: KubernetesProgram
 
 export function etcdProgram({ etcd }: Minor, name: "etcd" | "etcdctl" | "etcdutl"): GoProgram {
 	const folder = name === "etcd" ? "server" : name;
-	return { module: `etcd-${etcd.slice(1)}`, package: `go.etcd.io/etcd/${folder}/v3`, name };
+	const archive = `etcd-${etcd}-linux-ARCH`;
+	return {
+		module: `etcd-${etcd.slice(1)}`,
+		package: `go.etcd.io/etcd/${folder}/v3`,
+		name,
+		upstream: onGitHub("etcd-io/etcd", etcd, `${archive}.tar.gz`, "SHA256SUMS", `${archive}/${name}`),
+	};
 }
 
 export function corednsProgram({ coredns }: Minor): GoProgram {
-	return { module: `coredns-${coredns.slice(1)}`, package: ".", name: "coredns" };
+	const archive = `coredns_${coredns.slice(1)}_linux_ARCH.tgz`;
+	return {
+		module: `coredns-${coredns.slice(1)}`,
+		package: ".",
+		of: "github.com/coredns/coredns",
+		name: "coredns",
+		upstream: onGitHub("coredns/coredns", coredns, archive, `${archive}.sha256`, "coredns"),
+	};
 }
 
 const containerdPackage = "github.com/containerd/containerd/v2";
@@ -56,6 +82,13 @@ export const containerdPrograms = ["containerd", "containerd-shim-runc-v2", "ctr
 	(name): GoProgram => ({
 		module: "containerd",
 		package: `${containerdPackage}/cmd/${name}`,
+		upstream: onGitHub(
+			"containerd/containerd",
+			"v2.4.2",
+			"containerd-static-2.4.2-linux-ARCH.tar.gz",
+			"containerd-static-2.4.2-linux-ARCH.tar.gz.sha256sum",
+			`bin/${name}`,
+		),
 		set: {
 			[`${containerdPackage}/version.Version`]: "v2.4.2",
 			[`${containerdPackage}/version.Package`]: containerdPackage,
@@ -68,17 +101,26 @@ export const runcProgram: GoProgram = {
 	module: "runc",
 	package: "github.com/opencontainers/runc",
 	cgo: true,
+	needs: ["pkg-config", "/usr/include/seccomp.h"],
 	static: true,
 	tags: ["seccomp", "netgo", "osusergo"],
 	set: { "main.version": "1.5.2" },
+	upstream: onGitHub("opencontainers/runc", "v1.5.2", "runc.ARCH", "runc.sha256sum"),
 };
 
 const cni = "github.com/containernetworking/plugins/plugins";
 export const cniPrograms: readonly GoProgram[] = [
-	{ module: "cni", package: `${cni}/main/bridge` },
-	{ module: "cni", package: `${cni}/main/loopback` },
-	{ module: "cni", package: `${cni}/ipam/host-local` },
-	{ module: "cni", package: `${cni}/meta/portmap` },
+	...["main/bridge", "main/loopback", "ipam/host-local", "meta/portmap"].map((path) => ({
+		module: "cni",
+		package: `${cni}/${path}`,
+		upstream: onGitHub(
+			"containernetworking/plugins",
+			"v1.9.1",
+			"cni-plugins-linux-ARCH-v1.9.1.tgz",
+			"cni-plugins-linux-ARCH-v1.9.1.tgz.sha256",
+			`./${basename(path)}`,
+		),
+	})),
 	// The meta-plugin left this module after v0.9.1; its own one is not published for Go's proxy.
 	{ module: "cni-flannel", package: `${cni}/meta/flannel` },
 ];
@@ -108,8 +150,27 @@ export const toolPrograms = {
 	kubectl: kubernetesProgram(newest, "kubectl"),
 	etcd: etcdProgram(newest, "etcd"),
 	etcdctl: etcdProgram(newest, "etcdctl"),
-	"nats-server": { module: "nats-server", package: "github.com/nats-io/nats-server/v2", name: "nats-server" },
-	helm: { module: "helm", package: "helm.sh/helm/v4/cmd/helm" },
+	"nats-server": {
+		module: "nats-server",
+		package: "github.com/nats-io/nats-server/v2",
+		name: "nats-server",
+		upstream: onGitHub(
+			"nats-io/nats-server",
+			"v2.15.2",
+			"nats-server-v2.15.2-linux-ARCH.tar.gz",
+			"SHA256SUMS",
+			"nats-server-v2.15.2-linux-ARCH/nats-server",
+		),
+	},
+	helm: {
+		module: "helm",
+		package: "helm.sh/helm/v4/cmd/helm",
+		upstream: {
+			url: `https://get.helm.sh/helm-v4.3.1-linux-${architecture}.tar.gz`,
+			checksums: `https://get.helm.sh/helm-v4.3.1-linux-${architecture}.tar.gz.sha256sum`,
+			member: `linux-${architecture}/helm`,
+		},
+	},
 	kubeconform: { module: "kubeconform", package: "github.com/yannh/kubeconform/cmd/kubeconform" },
 	"kube-score": { module: "kube-score", package: "github.com/zegl/kube-score/cmd/kube-score" },
 } as const satisfies Record<string, GoProgram>;

@@ -1,0 +1,47 @@
+import { expect, test } from "vitest";
+import { type GoProgram, moduleVersion } from "./go.ts";
+import {
+	cniPrograms,
+	containerdPrograms,
+	corednsProgram,
+	etcdProgram,
+	flannelProgram,
+	flannelVersion,
+	kubernetesProgram,
+	localPathProgram,
+	localPathVersion,
+	minors,
+	runcProgram,
+	toolPrograms,
+} from "./programs.ts";
+
+const programs: GoProgram[] = [
+	...minors.flatMap((minor) => [
+		kubernetesProgram(minor, "kubeadm"),
+		etcdProgram(minor, "etcd"),
+		etcdProgram(minor, "etcdctl"),
+		corednsProgram(minor),
+	]),
+	...containerdPrograms,
+	runcProgram,
+	...cniPrograms,
+	...Object.values(toolPrograms),
+];
+
+test.each(programs)("$module $package: what is downloaded, linked in and built is one version", async (program) => {
+	const version = (await moduleVersion(program)).slice(1);
+	for (const text of [program.upstream?.url, program.upstream?.member])
+		for (const [found] of text?.matchAll(/\d+\.\d+\.\d+/g) ?? []) expect(found).toBe(version);
+	for (const value of Object.values(program.set ?? {}))
+		if (/^v?\d+\.\d+\.\d+$/.test(value)) expect(value.replace(/^v/, "")).toBe(version);
+});
+
+test("the table of minors says what the modules pin", async () => {
+	for (const minor of minors) {
+		expect(await moduleVersion(kubernetesProgram(minor, "kubelet"))).toBe(minor.kubernetes);
+		expect(await moduleVersion(etcdProgram(minor, "etcd"))).toBe(minor.etcd);
+		expect(await moduleVersion(corednsProgram(minor))).toBe(minor.coredns);
+	}
+	expect(await moduleVersion(flannelProgram)).toBe(flannelVersion);
+	expect(await moduleVersion(localPathProgram)).toBe(localPathVersion);
+});
