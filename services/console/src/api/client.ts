@@ -1,5 +1,5 @@
 import { asProblem, Problem, problemOf } from "./problem.ts";
-import type { Cluster, Host, HostChange, JoinToken, JoinTokenRequest, Region } from "./types.ts";
+import type { Host, HostChange, JoinToken, JoinTokenRequest, Region } from "./types.ts";
 
 /** Where access tokens come from. */
 export interface TokenSource {
@@ -24,8 +24,6 @@ export class Api {
 	changeHost = (name: string, change: HostChange) => this.#json<Host>("PATCH", path("hosts", name), { body: change });
 	deleteHost = (name: string) => this.fetch(path("hosts", name), { method: "DELETE" });
 	deleteCluster = (name: string) => this.fetch(path("clusters", name), { method: "DELETE" });
-	createCluster = (cluster: Pick<Cluster, "spec"> & { metadata: { name: string } }) =>
-		this.#json<Cluster>("POST", "/api/v1/clusters", { body: cluster });
 
 	async kubeconfig(name: string): Promise<string> {
 		return (await this.fetch(`${path("clusters", name)}/kubeconfig`)).text();

@@ -155,7 +155,9 @@ function Roles({ host }: { host: Host }) {
 			<p className="gp-subtle">
 				{host.spec.roles.length > 0
 					? `Waiting for the host to begin: ${host.spec.roles.map((role) => role.name).join(", ")}.`
-					: "This host has no role: it is free for a cluster."}
+					: hostPhase(host) === "Ready"
+						? "This host has no role: it is free for a cluster."
+						: "This host has no role."}
 			</p>
 		);
 	}

@@ -151,7 +151,7 @@ export function HostsPage() {
 
 export function NoHosts() {
 	return (
-		<EmptyState headingLevel="h2" icon={ServerIcon} titleText="No hosts yet">
+		<EmptyState headingLevel="h2" icon={ServerIcon} titleText="No hosts yet" variant="sm">
 			<EmptyStateBody>
 				A machine joins the region by one command. It needs Debian or Ubuntu with systemd, and a way out to this region
 				on port 443; nothing has to be opened towards it.

@@ -144,7 +144,7 @@ function UnderWay({ work }: { work: readonly Work[] }) {
 	return (
 		<div aria-live="polite">
 			{work.length === 0 ? (
-				<p className="gp-subtle">Everything is as it should be.</p>
+				<p className="gp-subtle">Nothing is being changed.</p>
 			) : (
 				<ul className="gp-list">
 					{work.map(({ key, kind, name, host, what, detail, progress, since }) => (
