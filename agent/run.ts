@@ -16,6 +16,7 @@ import { type Identity, loadIdentity } from "./identity.ts";
 import { Link } from "./link/link.ts";
 import { LocalServices } from "./link/services.ts";
 import type { Log } from "./log.ts";
+import { memoryKeeper } from "./memory.ts";
 import { MetricsServer } from "./metrics.ts";
 import { evaluate, probe } from "./preflight.ts";
 import { type AgentStatus, writeStatus } from "./status.ts";
@@ -129,7 +130,11 @@ export async function run({
 	control.on("changed", tell);
 	control.on("renewed", () => link.renew());
 	link.on("up", (session) => void control.attend(session));
-	const timer = setInterval(tell, STATUS_MS);
+	const tidy = memoryKeeper();
+	const timer = setInterval(() => {
+		tell();
+		tidy();
+	}, STATUS_MS);
 	const clock = setInterval(() => {
 		void clockSkewSeconds(config, signal).then((seconds) => {
 			skew = seconds ?? skew;
