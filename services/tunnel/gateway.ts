@@ -103,9 +103,9 @@ export class Gateway {
 
 	/**
 	 * Takes the upgrade of a host with a certificate of the hosts CA. What is wrong is answered over HTTP
-	 * as problem details, so that the agent can tell a person.
+	 * as problem details, so that the agent can tell a person. `address` is where the host dialled from.
 	 */
-	async upgrade(request: IncomingMessage, socket: TLSSocket, head: Buffer): Promise<void> {
+	async upgrade(request: IncomingMessage, socket: TLSSocket, head: Buffer, address: string): Promise<void> {
 		socket.on("error", () => {});
 		try {
 			if (request.url !== TUNNEL_PATH) {
@@ -123,7 +123,6 @@ export class Gateway {
 			if (socket.destroyed) return;
 			this.#sockets.handleUpgrade(request, socket, head, (webSocket) => {
 				socket.setNoDelay(true);
-				const address = socket.remoteAddress ?? "";
 				const session = new Session(webSocketTransport(webSocket), {
 					role: "server",
 					hello: {
@@ -152,7 +151,7 @@ export class Gateway {
 		} catch (error) {
 			const problem = asGroundplaneError(error);
 			this.#options.metrics.connections.inc({ result: problem.code });
-			this.#options.log.warn({ err: problem, address: socket.remoteAddress }, "tunnel refused");
+			this.#options.log.warn({ err: problem, address }, "tunnel refused");
 			refuse(socket, problem);
 		}
 	}

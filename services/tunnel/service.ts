@@ -16,6 +16,7 @@ import { NatsGatewayBus } from "./bus.ts";
 import { Gateway } from "./gateway.ts";
 import { TunnelMetrics } from "./metrics.ts";
 import { ForwardProxy } from "./proxy.ts";
+import { proxyProtocolListener } from "./proxy-protocol.ts";
 
 /** Time for streams to end when the gateway stops. */
 const DRAIN_MS = 10_000;
@@ -28,6 +29,8 @@ export const tunnelService = defineService({
 		...busConfig,
 		hostsCaFile: z.string().default("/etc/groundplane/hosts-ca/tls.crt"),
 		proxyPort: z.coerce.number().int().min(0).max(65535).default(8444),
+		/** Where the edge passes connections on with a PROXY header, so that the hosts' own addresses are seen. */
+		edgePort: z.coerce.number().int().min(0).max(65535).default(8445),
 		podName: z.string().default(hostname()),
 		podIp: z.string().default("127.0.0.1"),
 		artifactsUrl: z.url().default("https://artifacts"),
@@ -75,12 +78,16 @@ export const tunnelService = defineService({
 				response.writeHead(426, { upgrade: "websocket", connection: "close" }).end("This is the tunnel of hosts.\n"),
 		);
 		tls.onChange(() => server.setSecureContext(secure()));
-		server.on("upgrade", (request, socket, head) => void gateway.upgrade(request, socket as TLSSocket, head));
+		const { listener, sourceOf } = proxyProtocolListener(server);
+		server.on("upgrade", (request, socket, head) => {
+			void gateway.upgrade(request, socket as TLSSocket, head, sourceOf(socket as TLSSocket));
+		});
 		server.on("tlsClientError", (error, socket) => {
 			metrics.connections.inc({ result: "CertificateInvalid" });
 			log.debug({ err: error, address: socket.remoteAddress }, "TLS handshake failed");
 		});
 		const port = await listen(server, config.port);
+		await listen(listener, config.edgePort);
 		log.info({ port, proxy: proxyAddress }, "tunnel listens");
 
 		const sweep = setInterval(() => void gateway.sweep(Date.now()), SWEEP_MS);
@@ -90,6 +97,7 @@ export const tunnelService = defineService({
 			async stop() {
 				clearInterval(sweep);
 				server.close();
+				listener.close();
 				proxy.server.close();
 				await gateway.leave(DRAIN_MS);
 				server.closeAllConnections();

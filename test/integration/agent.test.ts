@@ -37,6 +37,7 @@ beforeAll(async () => {
 			DOMAIN: region.domain,
 			PORT: String(tunnelPort),
 			PROXY_PORT: String(proxyPort),
+			EDGE_PORT: String(await freePort()),
 			HEALTH_PORT: "0",
 			TLS_DIR: await region.certificates.service("tunnel", ["tunnel.localhost"]),
 			NATS_URL: region.nats.url,

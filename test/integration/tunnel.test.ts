@@ -36,6 +36,7 @@ interface TestGateway {
 	name: string;
 	port: number;
 	proxyPort: number;
+	edgePort: number;
 	stop(): Promise<void>;
 }
 
@@ -75,6 +76,7 @@ afterAll(async () => {
 
 async function startGateway(options: { name?: string; port?: number; proxyPort?: number } = {}): Promise<TestGateway> {
 	const { name = "tunnel-0", port = await freePort(), proxyPort = await freePort() } = options;
+	const edgePort = await freePort();
 	const caFile = join(directory, "hosts-ca.crt");
 	writeFileSync(caFile, `${certificates.hostsCa.cert}\n${certificates.caPem}`);
 	const stop = new AbortController();
@@ -85,6 +87,7 @@ async function startGateway(options: { name?: string; port?: number; proxyPort?:
 			TLS_DIR: await certificates.service("tunnel", ["tunnel.test.example.com"]),
 			PORT: String(port),
 			PROXY_PORT: String(proxyPort),
+			EDGE_PORT: String(edgePort),
 			HEALTH_PORT: "0",
 			NATS_URL: nats.url,
 			NATS_USER: "tunnel",
@@ -105,7 +108,7 @@ async function startGateway(options: { name?: string; port?: number; proxyPort?:
 		await service.stopped;
 	};
 	cleanups.push(end);
-	return { name, port, proxyPort, stop: end };
+	return { name, port, proxyPort, edgePort, stop: end };
 }
 
 interface TestAgent {
@@ -320,6 +323,33 @@ test("control messages go both ways, and what is not on the list is dropped", as
 	await agent.stop();
 	await vi.waitFor(() => expect(states.at(-1)).toMatchObject({ state: "disconnected" }));
 	subscription.unsubscribe();
+});
+
+test("the edge's PROXY header tells where a host dials from", async () => {
+	const gateway = await startGateway();
+	const addresses: string[] = [];
+	const subscription = bus.subscribe("hosts.host-1.link", {
+		callback: (_error, message) => void addresses.push(message.json<{ address: string }>().address),
+	});
+	cleanups.push(() => subscription.unsubscribe());
+	const edge = createTcpServer((socket) => {
+		const onward = connect(gateway.edgePort, "127.0.0.1", () => {
+			onward.write(Buffer.from("0d0a0d0a000d0a515549540a2111000cc00002070a0000011234", "hex"));
+			// Cut where it hurts.
+			setTimeout(() => {
+				onward.write(Buffer.from("01bb", "hex"));
+				socket.pipe(onward).pipe(socket);
+			}, 20);
+		});
+		for (const one of [socket, onward]) one.on("error", () => socket.destroy());
+		socket.on("close", () => onward.destroy());
+	});
+	await new Promise<void>((resolve) => edge.listen(0, resolve));
+	cleanups.push(() => edge.close());
+	const agent = await startLink(edge.address() as AddressInfo);
+	await agent.up();
+	await agent.link.session?.open("control", { lane: "control" });
+	await vi.waitFor(() => expect(addresses).toEqual(["192.0.2.7"]));
 });
 
 test("a host downloads artifacts under its own name only", async () => {
