@@ -1,5 +1,4 @@
 import { EventEmitter } from "node:events";
-import type { Duplex } from "node:stream";
 import { asGroundplaneError, type ErrorCode, errorCodes, GroundplaneError } from "./errors.ts";
 import { encodeFrame, encodeHeader, FrameParser, type FrameSink, FrameType, protocolError } from "./frames.ts";
 import { type Lane, lanes, type StreamHost, TunnelStream } from "./stream.ts";
@@ -853,5 +852,4 @@ function windowOf(value: unknown): number {
 }
 
 export { type Lane, lanes, TunnelStream } from "./stream.ts";
-export { duplexTransport, type Transport, type WebSocketLike, webSocketTransport } from "./transport.ts";
-export type { Duplex };
+export { duplexTransport, type Transport, webSocketTransport } from "./transport.ts";
