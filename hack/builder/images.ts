@@ -165,10 +165,14 @@ async function contentKey(path: string): Promise<string> {
 	return path.startsWith(join(cacheDirectory(), "build")) ? path : hashTree(path);
 }
 
-/** Puts a file or directory into a build context, shared where the file system can. */
+/**
+ * Puts a file or directory where it is needed. What comes from the cache never changes, so it is linked and costs no space;
+ * anything else is copied, because a later edit of the source would change what was built from it.
+ */
 export async function place(from: string, to: string): Promise<void> {
 	await mkdir(dirname(to), { recursive: true });
 	if ((await stat(from)).isDirectory()) return cp(from, to, { recursive: true, dereference: true });
 	await rm(to, { force: true });
-	await link(from, to).catch(() => copyFile(from, to, constants.COPYFILE_FICLONE));
+	const copy = () => copyFile(from, to, constants.COPYFILE_FICLONE);
+	await (from.startsWith(cacheDirectory()) ? link(from, to).catch(copy) : copy());
 }

@@ -104,7 +104,7 @@ function notReady(host: Host): Problem | undefined {
 	if (host.metadata.deletionTimestamp !== undefined)
 		return because(`Host ${name} is being deleted. Name another host.`);
 	if (!host.spec.approved) return because(`Host ${name} waits for approval: gp host approve ${name}.`);
-	if (host.spec.maintenance) return because(`Host ${name} is in maintenance: gp host maintenance ${name} --off.`);
+	if (host.spec.maintenance) return because(`Host ${name} is in maintenance: gp host maintenance ${name} off.`);
 	if (host.status?.connection?.state !== "Connected") {
 		return because(`Host ${name} is not connected. Look at it there: systemctl status gp-agent.`);
 	}

@@ -125,7 +125,9 @@ function planMembers(
 	const actions: Action[] = [];
 	const hostOf = new Map(observed.hosts.map((host) => [host.metadata.name, host]));
 	const nodeOf = new Map(workload?.nodes.map((node) => [node.name, node]));
-	const view = members.map((member) => viewOf(cluster, member, hostOf.get(member.host), nodeOf.get(member.host)));
+	const view = members.map((member) =>
+		viewOf(cluster, member, hostOf.get(member.host), nodeOf.get(member.host), workload !== undefined),
+	);
 	const statusOf = new Map(view.map((member) => [member.host, member]));
 	const isReady = (member: Member) => statusOf.get(member.host)?.phase === "Ready";
 	const hasRole = (member: Member) => clusterOf(hostOf.get(member.host) as Host) === cluster.metadata.name;
@@ -484,7 +486,13 @@ function roleFor(
 	};
 }
 
-function viewOf(cluster: Cluster, member: Member, host: Host | undefined, node: NodeState | undefined): MemberStatus {
+function viewOf(
+	cluster: Cluster,
+	member: Member,
+	host: Host | undefined,
+	node: NodeState | undefined,
+	reachable: boolean,
+): MemberStatus {
 	const base = {
 		host: member.host,
 		role: member.role,
@@ -492,6 +500,7 @@ function viewOf(cluster: Cluster, member: Member, host: Host | undefined, node: 
 		...(node?.version === undefined ? {} : { version: node.version }),
 	};
 	const role = host?.status?.roles?.find((entry) => entry.name === KUBERNETES_ROLE);
+	const known = cluster.status?.members?.find((entry) => entry.host === member.host);
 	if (host === undefined || clusterOf(host) !== cluster.metadata.name) return { ...base, phase: "Waiting" };
 	if (role?.phase === "Failed") {
 		return { ...base, phase: "Failed", message: [role.step, role.reason, role.message].filter(Boolean).join(": ") };
@@ -504,6 +513,9 @@ function viewOf(cluster: Cluster, member: Member, host: Host | undefined, node: 
 			phase: "Joining",
 			message: [role?.step, role?.progress].filter(Boolean).join(" ") || "Waiting for the host to begin.",
 		};
+	}
+	if (!reachable && (known?.phase === "Ready" || known?.phase === "NotReady")) {
+		return { ...known, phase: "NotReady", message: "The API server can't be asked how the node is." };
 	}
 	if (node === undefined) return { ...base, phase: "Joining", message: "Waiting for the node to register." };
 	return node.ready
@@ -523,15 +535,18 @@ function progressOf(
 		members.find((member) => member.phase === "Joining") ??
 		members.find((member) => member.phase === "NotReady") ??
 		members.find((member) => member.phase === "Waiting");
-	const step = dnsMissing
-		? { step: "Waiting for CoreDNS" }
-		: current === undefined
-			? { step: "Waiting for the API server to answer", detail: observed.unreachable ?? "" }
-			: {
-					step: stepName(current, hostOf.get(current.host)),
-					host: current.host,
-					...(current.message === undefined ? {} : { detail: current.message }),
-				};
+	const cutOff = observed.cluster.status?.controlPlaneInitialized === true && observed.workload === undefined;
+	const step = cutOff
+		? { step: "Waiting for the API server to answer", detail: observed.unreachable ?? "" }
+		: dnsMissing
+			? { step: "Waiting for CoreDNS" }
+			: current === undefined
+				? { step: "Waiting for the API server to answer", detail: observed.unreachable ?? "" }
+				: {
+						step: stepName(current, hostOf.get(current.host)),
+						host: current.host,
+						...(current.message === undefined ? {} : { detail: current.message }),
+					};
 	return stamp(observed.cluster, step, observed.now);
 }
 

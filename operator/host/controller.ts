@@ -33,7 +33,7 @@ export function createHostController(deps: ControllerDeps): Runnable {
 					host,
 					"Warning",
 					"LeftBehind",
-					"The host could not be reached: what it still holds stays there until `gp-agent` is purged on it.",
+					"The host could not be reached, so its roles were not undone: install its system anew before it is used again.",
 				);
 			}
 			await removeFinalizer(client, hosts, host, FINALIZER, signal);
@@ -52,12 +52,17 @@ export function createHostController(deps: ControllerDeps): Runnable {
 		if (condition === undefined) return;
 		if (condition === old && host.status?.phase === phase && host.status.observedGeneration === observedGeneration)
 			return;
-		const { name, namespace, uid } = host.metadata;
+		const { name, namespace, resourceVersion } = host.metadata;
 		const status: HostStatus = { observedGeneration, phase, conditions: [condition] };
 		await client.apply(
 			hosts,
 			{
-				metadata: { name, ...(namespace === undefined ? {} : { namespace }), ...(uid === undefined ? {} : { uid }) },
+				// The status subresource ignores a uid: only this keeps an old status from landing on a new object of that name.
+				metadata: {
+					name,
+					...(namespace === undefined ? {} : { namespace }),
+					...(resourceVersion === undefined ? {} : { resourceVersion }),
+				},
 				status,
 			},
 			{ manager: MANAGER, force: true, subresource: "status", signal },

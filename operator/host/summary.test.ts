@@ -35,7 +35,13 @@ describe("what is said of a host", () => {
 			"False",
 			"since 2026-01-01T00:00:00Z (Timeout)",
 		],
-		["in maintenance", host({ connection: connected }, { maintenance: true }), "Maintenance", "False", "--off"],
+		[
+			"in maintenance",
+			host({ connection: connected }, { maintenance: true }),
+			"Maintenance",
+			"False",
+			"gp host maintenance h1 off",
+		],
 		[
 			"a check failed",
 			host({
@@ -97,6 +103,27 @@ describe("what is said of a host", () => {
 			"Ready",
 			"True",
 			"what it should be",
+		],
+		[
+			"a document refused",
+			host(
+				{
+					connection: connected,
+					conditions: [
+						{
+							type: "RolesApplied",
+							status: "False",
+							reason: "SignatureInvalid",
+							message: "The host refused its desired state: wrong key",
+							lastTransitionTime: "2026-01-01T00:00:00Z",
+						},
+					],
+				},
+				{ roles: [role] },
+			),
+			"Failed",
+			"False",
+			"refused its desired state",
 		],
 		[
 			"being deleted",

@@ -1,5 +1,6 @@
 import type { Host, HostStatus } from "../../crds/host.ts";
 import { durationMs } from "../../protocol/duration.ts";
+import { rolePhase } from "../../protocol/facts.ts";
 import { getCondition, type NewCondition } from "../kube/conditions.ts";
 
 /** What the host controller says of a host: the summary that people and the cluster controller go by. */
@@ -60,7 +61,7 @@ export function summarize(host: Host): Summary {
 			"Maintenance",
 			"False",
 			"Maintenance",
-			`Nothing is changed on this host: gp host maintenance ${name} --off ends that.`,
+			`Nothing is changed on this host: gp host maintenance ${name} off ends that.`,
 		);
 	}
 	const failed = status.roles?.find((role) => role.phase === "Failed");
@@ -72,13 +73,15 @@ export function summarize(host: Host): Summary {
 			`Role ${failed.name}: ${failed.step ?? "a step"}: ${failed.message ?? "failed"} It is tried again.`,
 		);
 	}
-	const refused = getCondition(status.conditions, "RolesApplied");
-	if (refused?.status === "False" && refused.reason === "Refused")
-		return say("Failed", "False", "Refused", refused.message);
 	const unmet = status.checks?.filter((check) => !check.ok && check.severity === "error") ?? [];
 	if (unmet.length > 0) {
 		const list = unmet.map((check) => [check.message, check.next].filter(Boolean).join(" ")).join("; ");
 		return say("Failed", "False", "PrerequisiteNotMet", `The host does not meet the prerequisites: ${list}`);
+	}
+	const applied = getCondition(status.conditions, "RolesApplied");
+	if (applied?.status === "False" && !(rolePhase.options as readonly string[]).includes(applied.reason)) {
+		// The host refused its document, or it could not be signed: the reason is the error's code.
+		return say("Failed", "False", applied.reason, applied.message);
 	}
 	const working = status.roles?.find((role) => role.phase !== "Applied");
 	if (working !== undefined) {

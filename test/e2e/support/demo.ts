@@ -1,3 +1,4 @@
+import { appendFileSync, mkdirSync } from "node:fs";
 import { Demo } from "../../../hack/demo/demo.ts";
 
 /** Name of the lab that end-to-end tests share; a demo of the same machine stands beside it. */
@@ -5,7 +6,13 @@ export const LAB = process.env.GROUNDPLANE_TEST_LAB ?? "test";
 export const HOSTS = ["host-1", "host-2", "host-3"] as const;
 
 /** The demo of the tests, stage by stage: what an earlier file has made is found and kept, so any file can run alone. */
-export const demo = new Demo({ lab: LAB, report: (line) => console.log(`    ${line}`) });
+export const demo = new Demo({ lab: LAB, report: log });
+
+/** Progress goes to a file: it explains a failure, and would drown the results. */
+function log(line: string): void {
+	mkdirSync("dist/test/e2e", { recursive: true });
+	appendFileSync("dist/test/e2e/progress.log", `${new Date().toISOString()} ${line}\n`);
+}
 
 export async function withRegion(): Promise<Demo> {
 	await demo.machines(HOSTS.length);
