@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { chmod, copyFile, cp, mkdir, readdir, readFile, realpath, rm, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
-import { build } from "esbuild";
+import { build, type Plugin } from "esbuild";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { cached, filesUnder, hashFile, hashTree } from "./cache.ts";
 import { place } from "./images.ts";
@@ -37,6 +37,7 @@ async function esbuild(entryPoints: Readonly<Record<string, string>>) {
 		logLevel: "silent",
 		absWorkingDir: ROOT,
 		external: ["pg-native"],
+		plugins: [englishOnly],
 		// CommonJS dependencies call require, which a module does not have.
 		banner: {
 			js: 'import{createRequire as gpCreateRequire}from"node:module";const require=gpCreateRequire(import.meta.url);',
@@ -49,6 +50,17 @@ async function esbuild(entryPoints: Readonly<Record<string, string>>) {
 	});
 	return outputFiles;
 }
+
+/** zod brings its messages in forty languages, a quarter of a megabyte of every program; ours are in English. */
+const englishOnly: Plugin = {
+	name: "english-only",
+	setup(build) {
+		build.onLoad({ filter: /zod\/v4\/locales\/index\.js$/ }, () => ({
+			contents: 'export { default as en } from "./en.js";',
+			loader: "js",
+		}));
+	},
+};
 
 /** The console's static files. */
 export async function consoleFiles(): Promise<string> {
@@ -88,13 +100,19 @@ async function libatomic(): Promise<string> {
 /**
  * A single executable of Node and one program (nodejs.org/api/single-executable-applications.html), as a directory with
  * `bin/NAME` and `lib/groundplane/libatomic.so.1`, which it finds beside itself.
+ *
+ * @param nodeOptions Options that Node is started with; not all of them can be given in NODE_OPTIONS.
  */
-export async function executable(name: string, entryPoint: string): Promise<string> {
+export async function executable(
+	name: string,
+	entryPoint: string,
+	nodeOptions: readonly string[] = [],
+): Promise<string> {
 	const [output] = await esbuild({ [name]: entryPoint });
 	if (output === undefined) throw new Error("esbuild gave no output");
 	const node = await strippedNode();
 	const library = await libatomic();
-	return cached(`executable-${name}`, ["usr", output.hash, node, (await hashFile(library)).sha256], (directory) =>
+	return cached(`executable-${name}`, [nodeOptions, output.hash, node, (await hashFile(library)).sha256], (directory) =>
 		part(`executable ${name}`, async () => {
 			await needPackages("patchelf");
 			const [main, config, target] = [
@@ -112,6 +130,7 @@ export async function executable(name: string, entryPoint: string): Promise<stri
 					output: target,
 					executable: node,
 					disableExperimentalSEAWarning: true,
+					execArgv: nodeOptions,
 				}),
 			);
 			await run(NODE, ["--build-sea", config]);
@@ -123,10 +142,19 @@ export async function executable(name: string, entryPoint: string): Promise<stri
 	);
 }
 
+/** It is a guest on the host and mostly idle: a small heap, and no memory for compilers that would pay off under load. */
+const agentOptions = [
+	"--max-semi-space-size=1",
+	"--max-old-space-size=128",
+	"--no-opt",
+	"--no-maglev",
+	"--optimize-for-size",
+];
+
 /** The agent's Debian package, from its executable and the files in agent/package. */
 export async function agentPackage(version: string): Promise<string> {
 	const files = join(ROOT, "agent/package");
-	const agent = await executable("gp-agent", "agent/main.ts");
+	const agent = await executable("gp-agent", "agent/main.ts", agentOptions);
 	const architecture = process.arch === "arm64" ? "arm64" : "amd64";
 	const file = `groundplane-agent_${version}_${architecture}.deb`;
 	const result = await cached("package", [agent, await hashTree(files), version], (directory) =>
