@@ -1,5 +1,6 @@
 import { Command, CommanderError } from "commander";
 import { asGroundplaneError } from "../protocol/errors.ts";
+import { VERSION } from "../protocol/version.ts";
 import { errorText, exitCode, terminal } from "./output.ts";
 
 /** Command groups by name. Each is loaded when it is asked for: kubectl starts gp often. */
@@ -43,13 +44,19 @@ const groups: Readonly<Record<string, { description: string; load: () => Promise
 };
 
 const HELP = `
+First steps: gp login https://DOMAIN, gp host join-command, gp cluster apply -f FILE, gp cluster kubeconfig NAME.
+The management server itself: gp server init. Each command has --help.
+
 Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 not signed in or not allowed, 4 not found,
             5 the region can't be reached (trying again makes sense), 6 a deadline passed.
 Configuration: $GROUNDPLANE_CONFIG, else ~/.config/groundplane/config.json.`;
 
 /** Runs gp with these arguments and gives its exit code. */
 export async function main(args: readonly string[]): Promise<number> {
-	const program = new Command("gp").description("Groundplane from the command line").addHelpText("after", HELP);
+	const program = new Command("gp")
+		.description("Groundplane from the command line: private clouds on machines at the customer's site")
+		.version(VERSION)
+		.addHelpText("after", HELP);
 	const wanted = args.find((arg) => !arg.startsWith("-"));
 	for (const [name, { description, load }] of Object.entries(groups)) {
 		program.addCommand(name === wanted ? await load() : new Command(name).description(description));

@@ -32,7 +32,7 @@ export const clusterSpec = z
 			.describe("Kubernetes version, such as v1.36.3. It must be a release that the region offers."),
 		controlPlane: z
 			.object(hostPick(9))
-			.describe("Hosts that run etcd and the control plane: 1, 3 or 5.")
+			.describe("Hosts that run etcd and the control plane: 1, 3 or 5, by name or by label.")
 			.meta(
 				cel(
 					{
@@ -60,9 +60,11 @@ export const clusterSpec = z
 						taints: z
 							.array(
 								z.object({
-									key: z.string(),
-									value: z.string().default(""),
-									effect: z.enum(["NoSchedule", "PreferNoSchedule", "NoExecute"]),
+									key: z.string().describe("Key of the taint."),
+									value: z.string().default("").describe("Value of the taint."),
+									effect: z
+										.enum(["NoSchedule", "PreferNoSchedule", "NoExecute"])
+										.describe("What happens to pods that do not tolerate it."),
 								}),
 							)
 							.max(32)
@@ -114,9 +116,12 @@ export const clusterSpec = z
 			.default(false)
 			.describe("Whether ordinary pods may run on control-plane nodes."),
 		addons: z
-			.object({ coredns: z.boolean().default(true), kubeProxy: z.boolean().default(true) })
+			.object({
+				coredns: z.boolean().default(true).describe("CoreDNS: names of services and pods."),
+				kubeProxy: z.boolean().default(true).describe("kube-proxy: addresses of services on every node."),
+			})
 			.prefault({})
-			.describe("Add-ons of kubeadm."),
+			.describe("Add-ons of kubeadm; switch one off to bring your own."),
 		upgradePolicy: z
 			.object({
 				maxUnavailableWorkers: z

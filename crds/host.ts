@@ -25,7 +25,7 @@ export const hostSpec = z
 			.boolean()
 			.default(false)
 			.describe(
-				"Whether the plane may work on this host. A host whose join token asks for it waits here for a person.",
+				"Whether the plane may work on this host. False after an enrolment whose join token does not approve (gp host join-command --no-approve), until a person sets it.",
 			),
 		maintenance: z
 			.boolean()
@@ -52,16 +52,25 @@ export const hostStatus = z.object({
 		.meta(listMap("name"))
 		.optional()
 		.describe("Prerequisites, each with its result and what to do."),
-	agent: z.object({ version: z.string().optional(), certificateNotAfter: timestamp.optional() }).optional(),
+	agent: z
+		.object({
+			version: z.string().optional().describe("Version of the agent."),
+			certificateNotAfter: timestamp
+				.optional()
+				.describe("When the host's certificate ends; it is renewed at two thirds of its life."),
+		})
+		.optional()
+		.describe("The agent on the host."),
 	connection: z
 		.object({
-			state: z.enum(["Connected", "Disconnected"]),
+			state: z.enum(["Connected", "Disconnected"]).describe("Whether the tunnel is open."),
 			gateway: z.string().optional().describe("Gateway pod that holds the tunnel."),
 			address: z.string().optional().describe("Address that the tunnel came from."),
-			since: timestamp.optional(),
-			reason: z.string().optional(),
+			since: timestamp.optional().describe("Since when it has been so."),
+			reason: z.string().optional().describe("Error code of what closed the tunnel."),
 		})
-		.optional(),
+		.optional()
+		.describe("The tunnel that the host has dialled."),
 	desiredState: z
 		.object({
 			generation: z.int().optional().describe("metadata.generation that the last signed document was made from."),

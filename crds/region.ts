@@ -129,17 +129,22 @@ export const regionStatus = z.object({
 		.optional()
 		.describe("Summary for people; programs read conditions."),
 	release: z.string().optional().describe("Version that is running."),
-	namespace: dnsLabel.optional(),
+	namespace: dnsLabel.optional().describe("Namespace that everything of the region is in."),
 	endpoints: z
 		.object({
-			console: z.string().optional(),
-			api: z.string().optional(),
-			issuer: z.string().optional(),
-			tunnel: z.string().optional(),
+			console: z.string().optional().describe("Page for people."),
+			api: z.string().optional().describe("REST API."),
+			issuer: z.string().optional().describe("OpenID provider."),
+			tunnel: z.string().optional().describe("Server name and port of the tunnel that hosts dial."),
 		})
 		.optional()
 		.describe("Where people and hosts reach the region."),
-	caDigest: z.string().optional().describe("SHA-256 of the region's CA certificate (DER), hex."),
+	caDigest: z
+		.string()
+		.optional()
+		.describe(
+			"SHA-256 of the region's CA certificate (DER), hex: what people compare when they sign in for the first time.",
+		),
 	components: z
 		.array(
 			z.object({

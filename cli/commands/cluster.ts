@@ -58,6 +58,7 @@ export function clusterCommand(): Command {
 			.requiredOption("-f, --file <file>", "YAML or JSON of Cluster objects; - for standard input")
 			.option("--wait", "wait until they are ready, and show what is being done")
 			.option("--timeout <duration>", "how long to wait", "20m")
+			.addHelpText("after", APPLY_HELP)
 			.action(async (options: WaitOptions & { file: string }) =>
 				withSession(options, async (session) => {
 					for (const wanted of await readClusters(options.file)) await apply(session, wanted, options);
@@ -84,6 +85,7 @@ export function clusterCommand(): Command {
 	group.addCommand(
 		command("kubeconfig", "print a kubeconfig for a cluster, through the region", { output: false })
 			.argument("<name>")
+			.addHelpText("after", KUBECONFIG_HELP)
 			.action(async (name: string, options: CommonOptions) =>
 				withSession(options, async (session) => terminal.out(await kubeconfig(session, name))),
 			),
@@ -107,6 +109,22 @@ export function clusterCommand(): Command {
 	return group;
 }
 
+const APPLY_HELP = `
+Example of a file:
+  kind: Cluster
+  metadata: {name: shop}
+  spec:
+    version: v1.36.3
+    controlPlane: {hosts: [host-1]}
+    workers: [{name: workers, hosts: [host-2, host-3]}]`;
+
+const KUBECONFIG_HELP = `
+There is no secret in it: kubectl asks gp for a token each time, so it is of use where gp is signed in to the region.
+
+Example:
+  gp cluster kubeconfig shop > shop.kubeconfig
+  kubectl --kubeconfig shop.kubeconfig get nodes`;
+
 type Wanted = Pick<Cluster, "metadata" | "spec">;
 
 async function readClusters(file: string): Promise<Wanted[]> {
@@ -123,7 +141,7 @@ async function readClusters(file: string): Promise<Wanted[]> {
 	}
 	const refuse = (why: string) => {
 		throw new GroundplaneError("InvalidInput", `${file}: ${why}`, {
-			next: "It must hold objects with kind: Cluster, metadata.name and spec. See docs for an example.",
+			next: "It must hold objects with kind: Cluster, metadata.name and spec. See gp cluster apply --help for an example.",
 		});
 	};
 	const documents = parseAllDocuments(text).filter((document) => document.contents !== null);

@@ -49,10 +49,11 @@ export function hostCommand(): Command {
 
 	group.addCommand(
 		command("join-command", "print the line that joins a machine to the region")
-			.option("--name <name>", "the name that the host must have")
-			.option("--uses <count>", "how many machines may use it", "1")
-			.option("--lifetime <duration>", "for how long it is good, such as 30m or 24h", "1h")
-			.option("--no-approve", "hosts wait until gp host approve")
+			.option("--name <name>", "only the host of this name may use it; any name by default")
+			.option("--uses <count>", "how many machines may join with it", "1")
+			.option("--lifetime <duration>", "for how long it is good, from 1m to 720h", "1h")
+			.option("--no-approve", "nothing is changed on the hosts until gp host approve")
+			.addHelpText("after", JOIN_HELP)
 			.action(async (options: JoinOptions) => withSession(options, (session) => joinCommand(session, options))),
 	);
 
@@ -103,6 +104,14 @@ export function hostCommand(): Command {
 	);
 	return group;
 }
+
+const JOIN_HELP = `
+Run the line on the machine (Debian or Ubuntu), as root or as somebody who may use sudo. It installs the agent, which
+dials out to the region on port 443. Behind an HTTP proxy set https_proxy there first.
+
+Examples:
+  gp host join-command --name web-1
+  gp host join-command --uses 20 --lifetime 24h --no-approve`;
 
 interface JoinOptions extends CommonOptions {
 	readonly name?: string;

@@ -24,6 +24,15 @@ interface LoginOptions {
 	readonly device?: boolean;
 }
 
+const LOGIN_HELP = `
+Without --username, --token and --device a browser opens. The first time, gp shows the SHA-256 of the region's CA and asks
+whether it is the right one: the provider knows it (status.caDigest of the Region).
+
+Examples:
+  gp login https://acme.example.com
+  gp login https://acme.example.com --username ada --password-stdin < password
+  gp login https://acme.example.com --token - < token`;
+
 const SCOPE = "openid profile";
 const BROWSER_DEADLINE_MS = 5 * 60_000;
 
@@ -38,6 +47,7 @@ export function loginCommand(): Command {
 		.option("--password-stdin", "read the password from standard input")
 		.option("--token <token>", "an API token (gpt_…), or - to read it from standard input")
 		.option("--device", "sign in with a browser on another machine")
+		.addHelpText("after", LOGIN_HELP)
 		.action(async (server: string | undefined, options: LoginOptions) =>
 			login({ ...options, ...(server && { server }) }),
 		);

@@ -16,7 +16,7 @@ const USERS = "/auth/api/v1/users";
 const TOKENS = "/auth/api/v1/tokens";
 const JOIN_TOKENS = "/api/v1/join-tokens";
 const rolesOption = () =>
-	new Option("--role <role>", "what the user may do; repeatable")
+	new Option("--role <role>", "what the user may do; repeatable (viewer by default for a new user)")
 		.choices(["admin", "operator", "developer", "viewer"])
 		.argParser((value: string, previous: string[] | undefined) => [...(previous ?? []), value]);
 

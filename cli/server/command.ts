@@ -16,17 +16,25 @@ interface InitOptions {
 	readonly trustReleaseKey?: boolean;
 }
 
+const INIT_HELP = `
+It makes this machine a Kubernetes of one node and installs Groundplane into it; run as root. Everything that is wrong with
+the machine is listed before anything is changed. Run again, it goes on where it stopped, repairs, or upgrades.
+
+Example:
+  release/bin/gp server init --release release`;
+
 /** `gp server`: the management server on this machine, or on a cluster that exists. */
 export function serverCommand(): Command {
 	const group = new Command("server").description("the management server: init, status, reset");
 	group
 		.command("init")
 		.description("install, upgrade or repair the management server")
-		.requiredOption("--release <dir>", "directory of a release")
+		.requiredOption("--release <dir>", "directory of a release, as hack/build makes it")
 		.option("--config <file>", "settings (YAML): nodeName, nodeAddress, podSubnet, serviceSubnet, endpoint, values")
 		.option("--kubeconfig <file>", "use this existing cluster instead of making one on this machine")
 		.option("--state <dir>", "where to keep what has to be remembered", STATE_DIR)
 		.option("--trust-release-key", "accept a release that is signed by another key than the installed one")
+		.addHelpText("after", INIT_HELP)
 		.action((options: InitOptions) => init(options));
 	group
 		.command("status")
