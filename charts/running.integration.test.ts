@@ -212,7 +212,7 @@ describe("front and edge", () => {
 				resolver,
 				["bind :8443", `bind 127.0.0.1:${edgePort}`],
 				["bind :9090", `bind 127.0.0.1:${edgeHealth}`],
-				["0.0.0.0:443", `0.0.0.0:${tunnelPort}`],
+				["0.0.0.0:8445 send-proxy-v2", `0.0.0.0:${tunnelPort}`],
 				["0.0.0.0:444", `0.0.0.0:${frontEdgePort}`],
 			]),
 			edgeHealth,

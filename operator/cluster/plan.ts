@@ -64,9 +64,11 @@ export interface Plan {
 	readonly requeueAfter: number;
 }
 
-/** How soon to look again while something is under way, and when all is well. */
+/** How soon to look again while something is under way, and when all is well: a look travels through the tunnel. */
 const BUSY_MS = 3_000;
-const STEADY_MS = 30_000;
+const STEADY_MS = 120_000;
+/** How soon to look again when something stands in the way of beginning; nothing travels for that. */
+const WAITING_MS = 30_000;
 /** A host that has been gone for this long does not hold up the deletion of its cluster: it cleans itself when it is back. */
 const GONE_MS = 5 * 60_000;
 
@@ -111,7 +113,7 @@ function refuse(
 		actions: [],
 		status: { ...baseStatus(cluster), phase: "Pending", members: [] },
 		conditions: [ready(cluster, "False", first.reason, found.map((problem) => problem.message).join(" "))],
-		requeueAfter: STEADY_MS,
+		requeueAfter: WAITING_MS,
 	};
 }
 
