@@ -98,6 +98,7 @@ export class Server {
 
 	/** Imports the release's images into the node's container runtime; those that are there already are left alone. */
 	async importImages(release: Release, progress: Progress): Promise<void> {
+		const changed: string[] = [];
 		const recordPath = join(this.#options.stateDir, "images.json");
 		const imported: Record<string, string> = JSON.parse(await readFile(recordPath, "utf8").catch(() => "{}"));
 		const { stdout } = await this.#run("ctr", ["-n", "k8s.io", "images", "ls", "-q"]);
@@ -110,8 +111,21 @@ export class Server {
 				...["-n", "k8s.io", "images", "label"],
 				...[storedName(image.reference), "io.cri-containerd.pinned=pinned"],
 			]);
+			if (imported[image.reference] !== undefined) changed.push(image.reference);
 			imported[image.reference] = image.sha256;
 			await writeDurable(recordPath, JSON.stringify(imported), 0o600);
+		}
+		await this.#restartUsersOf(changed, progress);
+	}
+
+	/** An image that was built anew under its old name: pods that run the old one do not notice by themselves. */
+	async #restartUsersOf(references: readonly string[], progress: Progress): Promise<void> {
+		if (references.length === 0) return;
+		for (const { kind, metadata, spec } of await this.#get<Workload>("deployments,statefulsets,daemonsets")) {
+			if (!spec.template.spec.containers.some(({ image }) => references.includes(image))) continue;
+			progress(`restarting ${metadata.namespace}/${metadata.name}`);
+			const name = `${kind.toLowerCase()}/${metadata.name}`;
+			await this.#kubectl(["rollout", "restart", name, "--namespace", metadata.namespace ?? "default"]);
 		}
 	}
 
@@ -253,8 +267,9 @@ export class Server {
 		await this.#helm(release, [...back, "--namespace", NAMESPACE, "--wait"]);
 	}
 
+	/** Objects of a namespace, or of all of them. */
 	async #get<T>(kind: string, namespace?: string): Promise<T[]> {
-		const scope = namespace === undefined ? [] : ["--namespace", namespace];
+		const scope = namespace === undefined ? ["--all-namespaces"] : ["--namespace", namespace];
 		const { stdout } = await this.#kubectl(["get", kind, ...scope, "--output=json"]);
 		return (JSON.parse(stdout) as { items: T[] }).items;
 	}
@@ -282,7 +297,9 @@ export class Server {
 	}
 
 	async #hasKubernetes(): Promise<boolean> {
-		return (await statOf(join(this.#options.stateDir, "roles", "kubernetes.json"))) !== undefined;
+		// Who may not look (a person who is not root) is told so by the checks.
+		const journal = join(this.#options.stateDir, "roles", "kubernetes.json");
+		return (await statOf(journal).catch(() => undefined)) !== undefined;
 	}
 }
 
@@ -319,6 +336,7 @@ interface Node {
 	};
 }
 interface Workload {
+	readonly kind: string;
 	readonly metadata: Metadata;
 	readonly spec: { replicas?: number; template: { spec: { containers: { image: string }[] } } };
 	readonly status?: { readyReplicas?: number; numberReady?: number; desiredNumberScheduled?: number };
