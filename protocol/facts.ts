@@ -41,7 +41,6 @@ export type HostCheck = z.output<typeof hostCheck>;
 
 /** Where a role stands on a host. */
 export const rolePhase = z.enum(["Pending", "Applying", "Applied", "Failed", "Removing"]);
-export type RolePhase = z.output<typeof rolePhase>;
 
 /** Progress of one role, as the agent reports it. */
 export const roleStatus = z.object({

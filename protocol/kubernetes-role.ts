@@ -89,7 +89,6 @@ export const kubernetesRoleParameters = z.object({
 		.object({ coredns: z.boolean().default(true), kubeProxy: z.boolean().default(true) })
 		.default({ coredns: true, kubeProxy: true }),
 });
-export type KubernetesRoleParameters = z.output<typeof kubernetesRoleParameters>;
 export type KubernetesRoleInput = z.input<typeof kubernetesRoleParameters>;
 
 /** `RoleStatus.outputs` of the role. */
@@ -100,6 +99,3 @@ export interface KubernetesRoleOutputs {
 	readonly nodeName?: string;
 	readonly nodeAddress?: string;
 }
-
-/** Where a host finds the API server: the virtual address of its own load balancer. */
-export const LOCAL_API_ADDRESS = "169.254.99.1";

@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from "node:util";
 import type { Cluster, ClusterStatus } from "../../crds/cluster.ts";
 import type { Host, HostRole } from "../../crds/host.ts";
 import { durationMs } from "../../protocol/duration.ts";
-import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
+import type { KubernetesRoleInput, KubernetesRoleOutputs } from "../../protocol/kubernetes-role.ts";
 import type { NewCondition } from "../kube/conditions.ts";
 import { assign, clusterOf, KUBERNETES_ROLE, type Member } from "./assign.ts";
 
@@ -415,7 +415,8 @@ const isGone = (host: Host, now: number): boolean => {
 
 const parametersOf = (host: Host) => host.spec.roles.find((role) => role.name === KUBERNETES_ROLE)?.parameters;
 const modeOf = (host: Host): unknown => parametersOf(host)?.mode ?? outputsOf(host)?.mode;
-const outputsOf = (host: Host) => host.status?.roles?.find((role) => role.name === KUBERNETES_ROLE)?.outputs;
+const outputsOf = (host: Host): (KubernetesRoleOutputs & { readonly mode?: string }) | undefined =>
+	host.status?.roles?.find((role) => role.name === KUBERNETES_ROLE)?.outputs;
 const roleKind = (host: Host, cluster: Cluster): MemberStatus["role"] =>
 	cluster.status?.members?.find((member) => member.host === host.metadata.name)?.role ??
 	(modeOf(host) === "init" || modeOf(host) === "join-control-plane" ? "control-plane" : "worker");
