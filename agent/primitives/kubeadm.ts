@@ -80,15 +80,37 @@ async function create(want: Want, context: StepContext): Promise<void> {
 
 /**
  * To another version, one minor at a time (kubeadm refuses the rest). The first control plane brings the cluster's
- * configuration and add-ons along; the others follow it. It can be run again after a crash. The kubelet restarts after it.
+ * configuration and add-ons along; the others wait for it and follow. It can be run again after a crash. The kubelet
+ * restarts afterwards.
  */
-async function upgrade({ mode, version, patches, ignorePreflightErrors }: Want, context: StepContext): Promise<void> {
-	const { exec, signal, log } = context;
+async function upgrade(want: Want, context: StepContext): Promise<void> {
+	const { mode, version, patches, ignorePreflightErrors } = want;
+	const { exec, signal, log, now } = context;
 	log(`kubeadm upgrade to ${version}`);
+	for (let told = 0; mode !== "init"; await sleep(5000, undefined, { signal })) {
+		const server = await serverVersion(context);
+		if (!isOlder(server, version)) break;
+		if (now() - told < 60_000) continue;
+		told = now();
+		log(`waiting for the first control plane: it is at ${server}`);
+	}
 	const what = mode === "init" ? ["apply", version, "--yes"] : ["node"];
 	const ignored =
 		ignorePreflightErrors.length > 0 ? [`--ignore-preflight-errors=${ignorePreflightErrors.join(",")}`] : [];
 	await exec("kubeadm", ["upgrade", ...what, `--patches=${patches}`, ...ignored], { signal });
+}
+
+async function serverVersion({ exec, signal }: StepContext): Promise<string> {
+	const question = ["--kubeconfig", KUBELET_IDENTITY, "--request-timeout=10s", "get", "--raw=/version"];
+	const { stdout } = await exec("kubectl", question, { signal });
+	return (JSON.parse(stdout) as { gitVersion: string }).gitVersion;
+}
+
+/** Whether a version such as v1.35.4 is before another. */
+export function isOlder(version: string, than: string): boolean {
+	const [a, b] = [version, than].map((text) => (text.match(/\d+/g) ?? []).slice(0, 3).map(Number));
+	const at = [0, 1, 2].find((index) => a?.[index] !== b?.[index]);
+	return at !== undefined && (a?.[at] ?? 0) < (b?.[at] ?? 0);
 }
 
 /** The version that the node was made with or last upgraded to. */

@@ -6,7 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { balancer } from "./balancer.ts";
 import { directory } from "./directory.ts";
 import { type Exec, execute } from "./exec.ts";
-import { decide, type Found } from "./kubeadm.ts";
+import { decide, type Found, isOlder } from "./kubeadm.ts";
 import { checkHost, preflight } from "./preflight.ts";
 import type { StepContext } from "./primitive.ts";
 import { unit } from "./unit.ts";
@@ -58,6 +58,14 @@ describe("kubeadm", () => {
 		["join-worker", { ...certificates, kubeletConfig: true, kubeletIdentity: true }, "resume"],
 	] as const)("%s with %o → %s", (mode, found, decision) => expect(decide(mode, found)).toBe(decision));
 });
+
+it.each([
+	["v1.35.4", "v1.36.3", true],
+	["v1.9.10", "v1.10.0", true],
+	["v1.36.3", "v1.36.3", false],
+	["v1.36.3-rc.1", "v1.36.3", false],
+	["v1.36.3", "v1.35.4", false],
+])("%s is older than %s: %s", (version, than, older) => expect(isOlder(version, than)).toBe(older));
 
 describe("balancer", () => {
 	/** A kernel that has the table it was last given. */
