@@ -4,7 +4,7 @@ import { GroundplaneError } from "../../protocol/errors.ts";
 import { locked } from "./cache.ts";
 import { part, run } from "./run.ts";
 
-/** Debian packages behind the programs and headers that a build needs. A path means: the package is there when the file is. */
+/** Debian packages behind the programs and headers that builds, the lab and tests need. A path means: the package is there when the file is. */
 const packages = {
 	buildah: "buildah",
 	mmdebstrap: "mmdebstrap",
@@ -16,6 +16,20 @@ const packages = {
 	"/usr/include/seccomp.h": "libseccomp-dev",
 	"/usr/include/stdlib.h": "libc6-dev",
 	"/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+	// The lab.
+	"systemd-nspawn": "systemd-container",
+	ip: "iproute2",
+	nft: "nftables",
+	nsenter: "util-linux",
+	unshare: "util-linux",
+	sysctl: "procps",
+	tar: "tar",
+	// Integration tests: the real things, run as local processes.
+	"/usr/lib/postgresql": "postgresql",
+	haproxy: "haproxy",
+	promtool: "prometheus",
+	curl: "curl",
+	openssl: "openssl",
 } as const;
 
 export type Needed = keyof typeof packages;
@@ -45,7 +59,9 @@ async function missing(needed: readonly Needed[]): Promise<Needed[]> {
 }
 
 async function inPath(name: string): Promise<boolean> {
-	const places = (process.env.PATH ?? "").split(delimiter).map((directory) => exists(join(directory, name)));
+	const places = [...(process.env.PATH ?? "").split(delimiter), "/usr/sbin", "/sbin"].map((directory) =>
+		exists(join(directory, name)),
+	);
 	return (await Promise.all(places)).includes(true);
 }
 

@@ -1,12 +1,13 @@
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { constants, createReadStream, createWriteStream, existsSync, openSync } from "node:fs";
-import { access, mkdir, readdir, readFile, rm, rmdir, stat, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, rmdir, stat, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { finished } from "node:stream/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { GroundplaneError } from "../../protocol/errors.ts";
+import { needPackages } from "../builder/packages.ts";
 import { type ExecResult, type RunOptions, run } from "../lib/exec.ts";
 import { cgroupsOf, removeCgroups } from "./cgroups.ts";
 import { leaderOf, powerOff, readMachine } from "./machine.ts";
@@ -487,42 +488,17 @@ function requireRoot(): void {
 	);
 }
 
-/** Tools that the lab runs, and the Debian package of each. */
-const TOOLS: Readonly<Record<string, string>> = {
-	mmdebstrap: "mmdebstrap",
-	"systemd-nspawn": "systemd-container",
-	ip: "iproute2",
-	nft: "nftables",
-	nsenter: "util-linux",
-	unshare: "util-linux",
-	sysctl: "procps",
-	tar: "tar",
-};
-
-/** Refuses a machine that can't run the lab, naming everything that is missing at once. */
+/** Refuses a machine that can't run the lab, naming what is wrong; installs the Debian packages that are missing. */
 async function checkMachine(): Promise<void> {
 	const problems: string[] = [];
 	if (process.platform !== "linux") problems.push("it is not Linux");
 	if (process.getuid?.() !== 0) problems.push("this is not root");
-	const directories = [...(process.env.PATH ?? "").split(":"), "/usr/sbin", "/sbin"];
-	const missing = new Set<string>();
-	for (const [tool, debianPackage] of Object.entries(TOOLS)) {
-		const found = await Promise.any(
-			directories.map((directory) => access(path.join(directory, tool), constants.X_OK)),
-		).then(
-			() => true,
-			() => false,
-		);
-		if (!found) {
-			problems.push(`${tool} is missing`);
-			missing.add(debianPackage);
-		}
+	if (problems.length > 0) {
+		throw new GroundplaneError("PrerequisiteNotMet", `This machine can't run the lab: ${problems.join("; ")}`, {
+			next: "Use a Debian or Ubuntu machine as root.",
+		});
 	}
-	if (problems.length === 0) return;
-	const install = missing.size > 0 ? ` apt-get install ${[...missing].join(" ")}` : "";
-	throw new GroundplaneError("PrerequisiteNotMet", `This machine can't run the lab: ${problems.join("; ")}`, {
-		next: `Use a Debian or Ubuntu machine as root.${install}`,
-	});
+	await needPackages("mmdebstrap", "systemd-nspawn", "ip", "nft", "nsenter", "unshare", "sysctl", "tar");
 }
 
 /** Hosts can't load kernel modules themselves: what Kubernetes needs is loaded here. On a kernel with all built in nothing happens. */

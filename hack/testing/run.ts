@@ -1,6 +1,7 @@
 import { spawn } from "node:child_process";
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { needPackages } from "../builder/packages.ts";
 import { add, type Counts, countsOf, summaryLine } from "./counts.ts";
 
 /**
@@ -65,6 +66,8 @@ async function check(): Promise<Counts> {
 async function vitest(suite: Exclude<Suite, "check">): Promise<Counts> {
 	const output = join(results, `${suite}.json`);
 	await rm(output, { force: true });
+	if (suite === "integration")
+		await needPackages("/usr/lib/postgresql", "haproxy", "promtool", "curl", "openssl", "dpkg-deb");
 	if (suite !== "unit") {
 		const code = await run(join(root, "hack", "build"), suite === "integration" ? ["tools"] : []);
 		if (code !== 0) return { passed: 0, failed: 1, skipped: 0 };
