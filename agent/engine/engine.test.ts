@@ -161,6 +161,22 @@ describe("Engine", () => {
 		await vi.waitFor(() => expect(existsSync(host("usr"))).toBe(false));
 	});
 
+	it("counts a role as applied after a restart, and finds drift all the same", async () => {
+		const bundles = bundle({ parameters, steps: steps() }, { "bin/tool": "#!" });
+		const first = start(bundles, ok, role());
+		await reaches(first.engine, "Applied");
+		await first.stop();
+		const second = start(bundles, ok, role());
+		await reaches(second.engine, "Applied");
+		await second.stop();
+		const afterwards = second.seen.flat().filter(({ step }) => step !== "fetch the role pack");
+		expect(new Set(afterwards.map(({ phase }) => phase))).toEqual(new Set(["Applied"]));
+
+		writeFileSync(host("motd"), "drifted");
+		start(bundles, ok, role());
+		await vi.waitFor(() => expect(readFileSync(host("motd"), "utf8")).toBe("changed"));
+	});
+
 	it("changes nothing before it was told anything, while paused, and after the document ended", async () => {
 		const bundles = bundle({ parameters, steps: steps() }, { "bin/tool": "#!" });
 		const { engine } = start(bundles, ok);

@@ -226,7 +226,11 @@ export class Engine {
 		for (const file of packs) files.set(file.path, await readFile(await bundles.blob(file, signal), "utf8"));
 		run.manifest = manifest;
 		run.rendered = render(manifest, files, desired.parameters, facts());
-		if (!this.#journal.has(run.name)) await this.#fetchAhead(run, manifest, signal);
+		const journal = this.#journal.get(run.name);
+		// After a restart of the agent a role that was applied counts as such until a look at the host says otherwise.
+		run.converged =
+			journal?.identity === run.rendered.identity && run.rendered.steps.every((step) => isDone(step, journal));
+		if (!journal) await this.#fetchAhead(run, manifest, signal);
 	}
 
 	/** Before the first step of a new role: everything it needs, a few at a time, so that steps don't wait for the network. */
@@ -308,6 +312,7 @@ export class Engine {
 			if (!entry) await this.#begin(run, step, context);
 			await this.#write(run, step, "applied", step.digest);
 		}
+		await this.#keepOutputs(run, observation);
 	}
 
 	async #apply(run: Run, step: Step, context: StepContext): Promise<void> {
@@ -325,12 +330,22 @@ export class Engine {
 			});
 		await this.#write(run, step, "applied", step.digest);
 		run.observed.set(step.name, seen);
+		await this.#keepOutputs(run, seen);
 		run.checkedAt.set(step.name, this.#options.now());
 		if (run.failure?.step === step.name) {
 			run.failure = undefined;
 			run.failures = 0;
 		}
 		this.#options.log.info({ role: run.name, step: step.name, ms: this.#options.now() - started }, "step done");
+	}
+
+	/** Outputs last until they change: others build on them, also while a step fails or the agent starts anew. */
+	async #keepOutputs(run: Run, { outputs = {} }: Observation): Promise<void> {
+		const journal = this.#journal.get(run.name);
+		if (!journal || Object.entries(outputs).every(([name, value]) => journal.outputs[name] === value)) return;
+		const updated = { ...journal, outputs: { ...journal.outputs, ...outputs } };
+		await this.#journals.save(updated);
+		this.#journal.set(run.name, updated);
 	}
 
 	/** Remembers what is there and writes that down, before anything is changed. */
@@ -354,6 +369,7 @@ export class Engine {
 			role: run.name,
 			version: run.desired?.version ?? journal?.version ?? "",
 			identity: run.rendered?.identity ?? journal?.identity ?? "",
+			outputs: journal?.outputs ?? {},
 			entries: record(
 				journal?.entries ?? [],
 				{
@@ -431,7 +447,7 @@ export class Engine {
 		const steps = run.rendered?.steps ?? [];
 		const left = journal?.entries.length ?? 0;
 		const changing = !run.desired || (journal && run.rendered && journal.identity !== run.rendered.identity);
-		const outputs = Object.assign({}, ...[...run.observed.values()].map((observation) => observation.outputs ?? {}));
+		const outputs = journal?.outputs ?? {};
 		const common = {
 			name: run.name,
 			version: run.desired?.version ?? journal?.version ?? "",

@@ -22,6 +22,8 @@ const journalSchema = z.object({
 	version: z.string(),
 	identity: z.string(),
 	entries: z.array(entry),
+	/** What the role tells the plane, as last observed. */
+	outputs: z.record(z.string(), z.string()).default({}),
 });
 /** What was done to the host for one role, in the order in which it was done: enough to undo it without the bundle. */
 export type Journal = z.output<typeof journalSchema>;

@@ -23,7 +23,14 @@ const applied = (name: string, more: Partial<Entry> = {}): Entry => ({
 	memory: {},
 	...more,
 });
-const journal = (...entries: Entry[]): Journal => ({ schema: 1, role: "r", version: "v1", identity: "one", entries });
+const journal = (...entries: Entry[]): Journal => ({
+	schema: 1,
+	role: "r",
+	version: "v1",
+	identity: "one",
+	entries,
+	outputs: {},
+});
 const seen = (ok: Record<string, boolean>) => new Map(Object.entries(ok).map(([name, is]) => [name, { ok: is }]));
 const words = (actions: readonly Action[]) =>
 	actions.map((action) =>

@@ -1,4 +1,4 @@
-import { connect } from "node:net";
+import { connect } from "node:tls";
 import { z } from "zod";
 import type { Primitive, StepContext } from "./primitive.ts";
 
@@ -14,7 +14,7 @@ type Want = z.output<typeof balancerWant>;
 const balancerMemory = z.object({ address: z.string(), table: z.string() });
 
 /**
- * A load balancer in the kernel: an nftables DNAT from a virtual address to the backends that accept connections. When
+ * A load balancer in the kernel: an nftables DNAT from a virtual address to the backends that answer. When
  * none does, all stay in, so that it works the moment one is back. The pack keeps a systemd unit beside it for the boot.
  */
 export const balancer: Primitive<Want, z.output<typeof balancerMemory>> = {
@@ -76,20 +76,25 @@ async function installedBackends({ table }: Want, { exec, signal }: StepContext)
 
 async function wantedBackends({ backends, port }: Want): Promise<string[]> {
 	const all = [...new Set(backends)].sort();
-	const up = await Promise.all(all.map((host) => accepts(host, port)));
+	if (all.length === 1) return all;
+	const up = await Promise.all(all.map((host) => answers(host, port)));
 	const healthy = all.filter((_, index) => up[index]);
 	return healthy.length > 0 ? healthy : all;
 }
 
-function accepts(host: string, port: number): Promise<boolean> {
+/** Whether it speaks TLS. Nothing is asked or told, so whose certificate it is does not matter; a bare connect would fill its log. */
+function answers(host: string, port: number): Promise<boolean> {
 	return new Promise((resolve) => {
-		const socket = connect({ host, port, timeout: 2000 });
+		const socket = connect({ host, port, timeout: 3000, rejectUnauthorized: false, ALPNProtocols: ["http/1.1"] });
 		const answer = (yes: boolean) => {
-			socket.destroy();
 			resolve(yes);
+			socket.destroySoon();
 		};
-		socket.once("connect", () => answer(true));
-		socket.once("timeout", () => answer(false));
+		socket.once("secureConnect", () => answer(true));
+		socket.once("timeout", () => {
+			answer(false);
+			socket.destroy();
+		});
 		socket.once("error", () => answer(false));
 	});
 }

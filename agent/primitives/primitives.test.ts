@@ -1,7 +1,11 @@
+import { KeyObject } from "node:crypto";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { createServer as createTlsServer } from "node:tls";
+import "reflect-metadata";
+import { X509CertificateGenerator } from "@peculiar/x509";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { balancer } from "./balancer.ts";
 import { directory } from "./directory.ts";
@@ -67,6 +71,18 @@ it.each([
 	["v1.36.3", "v1.35.4", false],
 ])("%s is older than %s: %s", (version, than, older) => expect(isOlder(version, than)).toBe(older));
 
+async function selfSigned(): Promise<{ key: string; cert: string }> {
+	const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
+	const keys = await crypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
+	const certificate = await X509CertificateGenerator.createSelfSigned({
+		name: "CN=kubernetes",
+		keys,
+		signingAlgorithm: algorithm,
+	});
+	const key = KeyObject.from(keys.privateKey).export({ type: "pkcs8", format: "pem" });
+	return { key: String(key), cert: certificate.toString("pem") };
+}
+
 describe("balancer", () => {
 	/** A kernel that has the table it was last given. */
 	function kernel() {
@@ -80,7 +96,7 @@ describe("balancer", () => {
 	}
 
 	it("leads only to control planes that answer, and to all when none does", async () => {
-		const server = createServer();
+		const server = createTlsServer(await selfSigned());
 		await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
 		const { port } = server.address() as { port: number };
 		const want = { address: "169.254.99.1", port, table: "groundplane-api", backends: ["127.0.0.1", "127.0.0.2"] };
