@@ -8,7 +8,7 @@ import { tool } from "../../hack/builder/tools.ts";
 import { DEMO_KUBERNETES } from "../../hack/demo/manifests.ts";
 import { demo, eventually, HOSTS, withHosts, withRegion } from "./support/demo.ts";
 import { saveSnapshots } from "./support/snapshots.ts";
-import { fetchScript, webManifests } from "./support/workload.ts";
+import { fetchScript, importImage, webManifests } from "./support/workload.ts";
 
 /** What a user does, from an empty machine to kubectl through the tunnel. */
 describe("the journey", () => {
@@ -71,8 +71,9 @@ describe("kubectl through the tunnel", () => {
 	});
 
 	it("runs a workload on both workers", async () => {
-		for (const manifest of webManifests(DEMO_KUBERNETES, 2))
-			await kubectl(["apply", "-f", "-"], JSON.stringify(manifest));
+		const version = await demo.version();
+		for (const host of ["host-2", "host-3"]) await importImage(host, version);
+		for (const manifest of webManifests(version, 2)) await kubectl(["apply", "-f", "-"], JSON.stringify(manifest));
 		await kubectl(["rollout", "status", "deployment/web", "--timeout=90s"]);
 		const { stdout } = await kubectl(["get", "pods", "-l", "app=web", "-o", "json"]);
 		const { items } = JSON.parse(stdout) as { items: { metadata: { name: string }; spec: { nodeName: string } }[] };
@@ -87,11 +88,10 @@ describe("kubectl through the tunnel", () => {
 				"exec",
 				pods[0]?.name ?? "",
 				"--",
-				"perl",
+				"node",
 				"-e",
 				fetchScript,
-				"web.default.svc.cluster.local",
-				"80",
+				"http://web.default.svc.cluster.local/",
 			]);
 			answered.add(stdout.trim().split(" on ")[1] ?? "");
 			expect([...answered].sort()).toEqual(["host-2", "host-3"]);

@@ -1,13 +1,26 @@
-/**
- * A workload of what every cluster of ours has on its nodes anyway: the kube-proxy image brings Debian's perl, which
- * is a web server in one line, and hosts need to pull nothing.
- */
-const serve = [
-	"use IO::Socket::INET; $| = 1;",
-	'my $s = IO::Socket::INET->new(LocalPort => 8080, Listen => 20, ReuseAddr => 1) or die "$!";',
-	'while (my $c = $s->accept) { my $l = <$c>; print "request $l"; my $b = "$ENV{POD_NAME} on $ENV{NODE_NAME}\\n";',
-	'print $c "HTTP/1.0 200 OK\\r\\nContent-Length: " . length($b) . "\\r\\n\\r\\n$b"; close $c }',
-].join(" ");
+import { createReadStream } from "node:fs";
+import { join } from "node:path";
+import { demo } from "./demo.ts";
+
+/** Hosts can pull nothing, so a workload brings its image: that of our services, which has Node and a shell. */
+const image = (version: string) => `docker.io/groundplane/services:${version}`;
+
+/** Puts the workload's image into the container runtime of a host. */
+export async function importImage(host: string, version: string): Promise<void> {
+	const archive = join("dist", "release", "images", `services-${version}.tar`);
+	const { code, stderr } = await demo.lab.exec(host, ["ctr", "-n", "k8s.io", "images", "import", "-"], {
+		input: createReadStream(archive),
+		timeoutMs: 120_000,
+	});
+	if (code !== 0) throw new Error(`the workload's image could not be imported on ${host}: ${stderr}`);
+}
+
+const serve = `
+	require("node:http").createServer((request, response) => {
+		console.log("request " + request.method);
+		response.end(process.env.POD_NAME + " on " + process.env.NODE_NAME + "\\n");
+	}).listen(8080);
+	process.on("SIGTERM", () => process.exit(0));`;
 
 const fromField = (name: string, fieldPath: string) => ({ name, valueFrom: { fieldRef: { fieldPath } } });
 
@@ -35,9 +48,9 @@ export const webManifests = (version: string, replicas: number) => [
 					containers: [
 						{
 							name: "web",
-							image: `registry.k8s.io/kube-proxy:${version}`,
+							image: image(version),
 							imagePullPolicy: "Never",
-							command: ["perl", "-e", serve],
+							command: ["node", "-e", serve],
 							env: [fromField("POD_NAME", "metadata.name"), fromField("NODE_NAME", "spec.nodeName")],
 							readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1 },
 						},
@@ -54,6 +67,8 @@ export const webManifests = (version: string, replicas: number) => [
 	},
 ];
 
-/** Arguments of `perl` that fetch a URL's body: argument 1 is the host, 2 the port. */
-export const fetchScript =
-	'use IO::Socket::INET; my $c = IO::Socket::INET->new(PeerAddr => $ARGV[0], PeerPort => $ARGV[1], Timeout => 5) or die "connect: $!\\n"; print $c "GET / HTTP/1.0\\r\\n\\r\\n"; my @l = <$c>; print $l[-1];';
+/** A program for `node -e` that prints the answer of the URL in its first argument, over a connection of its own. */
+export const fetchScript = `
+	require("node:http").get(process.argv[1], { agent: false, timeout: 5000 }, (response) => response.pipe(process.stdout))
+		.on("timeout", function () { this.destroy(new Error("no answer")); })
+		.on("error", (error) => { console.error(error.message); process.exit(1); });`;
