@@ -11,6 +11,8 @@ class ByName extends BaseSequencer {
 // e2e (the lab, root; one file at a time because they share one lab).
 export default defineConfig({
 	test: {
+		// In the order of their names: each end-to-end file stands on what the one before has made.
+		sequence: { sequencer: ByName },
 		projects: [
 			{
 				test: {
@@ -34,8 +36,6 @@ export default defineConfig({
 					name: "e2e",
 					include: ["test/e2e/**/*.test.ts"],
 					globalSetup: ["test/e2e/support/setup.ts"],
-					// In the order of their names: each stands on what the one before has made.
-					sequence: { sequencer: ByName },
 					testTimeout: 600_000,
 					hookTimeout: 900_000,
 					fileParallelism: false,

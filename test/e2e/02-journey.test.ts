@@ -42,7 +42,7 @@ describe("the journey", () => {
 			expect(host?.status?.facts).toMatchObject({ hostname: name, primaryAddress: await demo.lab.address(name) });
 		}
 		const list = await demo.gp(["host", "list", "-o", "json"]);
-		expect(JSON.parse(list.stdout)).toHaveLength(HOSTS.length);
+		expect(JSON.parse(list.stdout).items).toHaveLength(HOSTS.length);
 	});
 
 	it("a cluster of one control plane and two workers becomes ready, and tells what it does on which host", async () => {
