@@ -148,8 +148,10 @@ function planMembers(
 		const joined = controlPlanes.filter(hasRole);
 		const next = controlPlanes.find((member) => !hasRole(member));
 		if (next !== undefined && joined.every(isReady)) begin.add(next.host);
-		// Workers wait for the control plane to be whole, so that their load balancer knows all of it.
-		if (next === undefined && joined.every(isReady)) for (const member of usable) begin.add(member.host);
+		// Workers wait for the control plane to be made, so that their load balancer knows all of it; not for its nodes to
+		// be ready, which takes a pod network that workers bring up just as well.
+		const made = next === undefined && joined.every((member) => isApplied(hostOf.get(member.host)));
+		if (made) for (const member of usable) begin.add(member.host);
 	}
 	const joining = usable.filter(
 		(member) =>
