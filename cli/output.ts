@@ -1,3 +1,5 @@
+import { createInterface } from "node:readline/promises";
+import { Writable } from "node:stream";
 import { GroundplaneError } from "../protocol/errors.ts";
 
 export const formats = ["table", "json", "yaml", "name"] as const;
@@ -112,9 +114,7 @@ export const errorText = ({ code, message, next }: Pick<GroundplaneError, "code"
 
 /** Reads standard input to its end: a password or a token, without the newline. */
 export async function readSecret(what: string): Promise<string> {
-	if (process.stdin.isTTY) terminal.err(`${what} (ends with Ctrl-D):`);
-	let text = "";
-	for await (const chunk of process.stdin) text += chunk;
+	const text = process.stdin.isTTY ? await readHidden(what) : await readAll();
 	const secret = text.replace(/\r?\n$/, "");
 	if (secret === "") {
 		throw new GroundplaneError("InvalidInput", `There is no ${what.toLowerCase()} on standard input.`, {
@@ -122,4 +122,23 @@ export async function readSecret(what: string): Promise<string> {
 		});
 	}
 	return secret;
+}
+
+/** A line typed at a terminal, without showing it. */
+async function readHidden(what: string): Promise<string> {
+	const silent = new Writable({ write: (_chunk, _encoding, done) => done() });
+	const line = createInterface({ input: process.stdin, output: silent, terminal: true });
+	process.stderr.write(`${what}: `);
+	try {
+		return await line.question("");
+	} finally {
+		line.close();
+		process.stderr.write("\n");
+	}
+}
+
+async function readAll(): Promise<string> {
+	let text = "";
+	for await (const chunk of process.stdin) text += chunk;
+	return text;
 }

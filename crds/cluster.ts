@@ -29,7 +29,16 @@ export const clusterSpec = z
 		version: z
 			.string()
 			.regex(/^v1\.\d+\.\d+$/)
-			.describe("Kubernetes version, such as v1.36.3. It must be a release that the region offers."),
+			.describe(
+				"Kubernetes version, such as v1.36.3. It must be a release that the region offers; fixed once the cluster was made.",
+			)
+			// Every host would be taken at once: until upgrades are rolled node by node, with a way back, there are none.
+			.meta(
+				cel({
+					rule: "self == oldSelf",
+					message: "the version of a cluster can't be changed yet: make a new cluster with it",
+				}),
+			),
 		controlPlane: z
 			.object(hostPick(9))
 			.describe("Hosts that run etcd and the control plane: 1, 3 or 5, by name or by label.")

@@ -88,6 +88,18 @@ export function hostCommand(): Command {
 	);
 
 	group.addCommand(
+		command("label", "put labels on a host, by which clusters select it", { output: false })
+			.argument("<name>")
+			.argument("<labels...>", "KEY=VALUE, or KEY- to take a label away")
+			.action(async (name: string, labels: string[], options: CommonOptions) =>
+				withSession(options, async (session) => {
+					await session.call("PATCH", path(name), { labels: labelChanges(labels) });
+					terminal.err(`${name} is labelled.`);
+				}),
+			),
+	);
+
+	group.addCommand(
 		command("delete", "remove a host: its roles are undone, its certificate revoked", { output: false })
 			.argument("<names...>")
 			.option("--wait", "wait until it is gone")
@@ -103,6 +115,20 @@ export function hostCommand(): Command {
 			),
 	);
 	return group;
+}
+
+/** What `KEY=VALUE` and `KEY-` ask for: a value, or null for a label to take away (RFC 7396). */
+export function labelChanges(labels: readonly string[]): Record<string, string | null> {
+	return Object.fromEntries(
+		labels.map((label) => {
+			const equals = label.indexOf("=");
+			if (equals > 0) return [label.slice(0, equals), label.slice(equals + 1)];
+			if (equals < 0 && label.length > 1 && label.endsWith("-")) return [label.slice(0, -1), null];
+			throw new GroundplaneError("InvalidInput", `"${label}" is neither KEY=VALUE nor KEY-.`, {
+				next: "gp host label host-1 rack=a old-label-",
+			});
+		}),
+	);
 }
 
 const JOIN_HELP = `

@@ -1,0 +1,97 @@
+import { spawn } from "node:child_process";
+import { request } from "node:https";
+import { createInterface } from "node:readline";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { regionQueries } from "../../charts/dashboards/region.ts";
+import { tool } from "../../hack/builder/tools.ts";
+import { run } from "../../hack/lib/exec.ts";
+import { demo, eventually, withCluster } from "./support/demo.ts";
+
+/** What the provider's operator sees in Grafana comes from these queries: each must have something to show. */
+describe("the dashboard", () => {
+	let forward: ReturnType<typeof spawn> | undefined;
+	let query: (expr: string) => Promise<unknown[]>;
+
+	beforeAll(async () => {
+		await withCluster();
+		const { child, port } = await portForward("svc/prometheus", 9090);
+		forward = child;
+		const secret = await demo.kubectl(["get", "secret", "tls-clusters", "-n", demo.namespace, "-o", "json"]);
+		const { data } = JSON.parse(secret.stdout) as { data: Record<string, string> };
+		const pem = (name: string) => Buffer.from(data[name] ?? "", "base64");
+		const identity = { ca: pem("ca.crt"), cert: pem("tls.crt"), key: pem("tls.key"), servername: "prometheus" };
+		query = async (expr) => {
+			const body = await get({ ...identity, port, path: `/api/v1/query?query=${encodeURIComponent(expr)}` });
+			const answer = JSON.parse(body) as { status: string; error?: string; data?: { result: unknown[] } };
+			expect(answer.error).toBeUndefined();
+			return answer.data?.result ?? [];
+		};
+	});
+	afterAll(() => forward?.kill());
+
+	it.each(regionQueries.map(({ panel, expr }) => [panel, expr]))("%s: %s", async (_panel, expr) => {
+		// A host is scraped every two minutes, and a rate needs two samples.
+		await eventually(async () => expect(await query(expr)).not.toEqual([]), 300_000, 5_000);
+	});
+
+	it("Prometheus reaches everything that it should scrape", async () => {
+		expect(await query("up == 0")).toEqual([]);
+	});
+});
+
+describe("helm test", () => {
+	it.each([
+		["groundplane", "groundplane-system"],
+		["region", demo.namespace],
+	])("%s passes its own test", async (release, namespace) => {
+		const { stdout } = await run(await tool("helm"), [
+			"test",
+			release,
+			"-n",
+			namespace,
+			"--kubeconfig",
+			demo.kubeconfig,
+			"--timeout",
+			"2m",
+		]);
+		expect(stdout).toMatch(/Phase:\s+Succeeded/);
+	});
+});
+
+async function portForward(target: string, port: number): Promise<{ child: ReturnType<typeof spawn>; port: number }> {
+	const child = spawn(
+		await tool("kubectl"),
+		["--kubeconfig", demo.kubeconfig, "port-forward", "-n", demo.namespace, target, `:${port}`],
+		{ stdio: ["ignore", "pipe", "inherit"] },
+	);
+	const local = await new Promise<number>((resolve, reject) => {
+		createInterface({ input: child.stdout }).on("line", (line) => {
+			const found = /127\.0\.0\.1:(\d+)/.exec(line)?.[1];
+			if (found !== undefined) resolve(Number(found));
+		});
+		child.once("exit", () => reject(new Error("port-forward ended")));
+	});
+	return { child, port: local };
+}
+
+function get(options: {
+	port: number;
+	path: string;
+	servername: string;
+	ca: Buffer;
+	cert: Buffer;
+	key: Buffer;
+}): Promise<string> {
+	return new Promise((resolve, reject) => {
+		const asking = request({ host: "127.0.0.1", ...options }, (response) => {
+			let body = "";
+			response.setEncoding("utf8");
+			response.on("data", (chunk: string) => {
+				body += chunk;
+			});
+			response.on("end", () => resolve(body));
+		});
+		asking.on("error", reject);
+		asking.end();
+	});
+}
