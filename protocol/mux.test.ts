@@ -75,15 +75,22 @@ function wire(cuts: readonly number[] = [65_536]): [Transport & { cut(): void },
 const hello = (name: string) => ({ name, software: "1", bootId: "b", connectionId: "c" });
 
 function connect(
-	options: { cuts?: readonly number[]; limits?: Partial<SessionLimits>; checkHello?: () => void } = {},
+	options: {
+		cuts?: readonly number[];
+		limits?: Partial<SessionLimits>;
+		checkHello?: () => void;
+		now?: () => number;
+	} = {},
 ): { a: Session; b: Session; cut: () => void } {
 	const [left, right] = wire(options.cuts);
 	const limits = options.limits ?? {};
-	const a = new Session(left, { role: "client", hello: hello("a"), limits });
+	const clock = options.now && { now: options.now };
+	const a = new Session(left, { role: "client", hello: hello("a"), limits, ...clock });
 	const b = new Session(right, {
 		role: "server",
 		hello: hello("b"),
 		limits,
+		...clock,
 		...(options.checkHello && { checkHello: options.checkHello }),
 	});
 	sessions.push(a, b);
@@ -355,8 +362,17 @@ test("windows grow when the round trip is what limits, and shrink to the least w
 	const { a, b } = connect({
 		limits: { budget: 200 * 1024, initialWindow: 64 * 1024, minWindow: 16 * 1024, maxWindow: 512 * 1024 },
 	});
-	const roomy = connect({ limits: { initialWindow: 32 * 1024 } });
+	// A clock of the test's own: a round trip takes some time, and half a window is then used up in none.
+	let time = 0;
+	let step = 1;
+	const clock = () => {
+		time += step;
+		return time;
+	};
+	const roomy = connect({ limits: { initialWindow: 32 * 1024 }, now: clock });
 	const [source, sink] = await pair(roomy.a, roomy.b);
+	await vi.waitFor(() => expect(roomy.b.rttMs).toBeGreaterThan(0));
+	step = 0;
 	const received = collect(sink);
 	sink.end();
 	source.resume().end(bytes(3_000_000));
