@@ -76,6 +76,13 @@ export class RemoteBundles implements BundleSource {
 
 	/** Deletes blobs that no role needs any more. */
 	async prune(keep: ReadonlySet<string>): Promise<void> {
+		if (keep.size === 0 && this.#underWay.size === 0) {
+			// The host has no role left, so nothing of a bundle stays on it.
+			for (const name of ["blobs", "bundles"]) {
+				await rm(join(this.#options.directory, name), { recursive: true, force: true });
+			}
+			return;
+		}
 		const directory = this.#blobs;
 		for (const name of await readdir(directory).catch(() => [])) {
 			const sha256 = name.replace(/\.part$/, "");

@@ -97,14 +97,16 @@ export class Demo {
 
 	/** Runs on each host the line that `gp host join-command` prints, and waits for it to be ready. */
 	async enroll(names: readonly string[]): Promise<void> {
-		for (const name of names) {
-			if ((await this.get<Host>("host", name, this.namespace)) !== undefined) continue;
-			const { stdout } = await this.gp(["host", "join-command", "--name", name]);
-			this.report(`${name}: installing the agent`);
-			const result = await this.lab.exec(name, ["sh", "-c", stdout.trim()], { timeoutMs: 120_000 });
-			if (result.code !== 0) throw failed(`the join command on ${name}`, result);
-		}
+		await Promise.all(names.map((name) => this.#join(name)));
 		for (const name of names) await this.waitReady<Host>("host", name, this.namespace, 120_000);
+	}
+
+	async #join(name: string): Promise<void> {
+		if ((await this.get<Host>("host", name, this.namespace)) !== undefined) return;
+		const { stdout } = await this.gp(["host", "join-command", "--name", name]);
+		this.report(`${name}: installing the agent`);
+		const result = await this.lab.exec(name, ["sh", "-c", stdout.trim()], { timeoutMs: 120_000 });
+		if (result.code !== 0) throw failed(`the join command on ${name}`, result);
 	}
 
 	async makeCluster(name: string, hosts: readonly string[]): Promise<Cluster> {

@@ -75,7 +75,8 @@ test("a cut swallows what an open connection sends, and heal lets it go on", asy
 		"TCP-LISTEN:443,reuseaddr",
 		"CREATE:/tmp/sink",
 	]);
-	const talk = `while sleep 0.1; do echo still here; done | socat -u STDIN TCP:${domain}:443`;
+	// It tries again for a while: the sink may not listen yet when systemd-run has returned.
+	const talk = `while sleep 0.1; do echo still here; done | socat -u STDIN TCP:${domain}:443,retry=50,interval=0.1`;
 	await lab.run("host-2", ["systemd-run", "-qG", "--unit=talk", "sh", "-c", talk]);
 	const received = async () => Number(await lab.run("mgmt", ["stat", "-c", "%s", "/tmp/sink"]).catch(() => 0));
 	await expect.poll(received, { timeout: 5000 }).toBeGreaterThan(0);

@@ -8,11 +8,14 @@ const fileOf = (host: string) => join(demo.state, "snapshots", `${host}.json`);
 /** Keeps what the hosts look like before a cluster is made on them. */
 export async function saveSnapshots(hosts: readonly string[]): Promise<void> {
 	await mkdir(join(demo.state, "snapshots"), { recursive: true });
-	for (const host of hosts) await writeFile(fileOf(host), JSON.stringify(await demo.lab.snapshot(host)));
+	for (const host of hosts) await writeFile(fileOf(host), JSON.stringify(await demo.lab.snapshot(host, { exclude })));
 }
+
+/** What the agent was told last, signed: it changes with every word of the region, role or no role. */
+const exclude = ["/var/lib/groundplane/agent/desired-state.jws"];
 
 /** What is different on a host from when its snapshot was kept. */
 export async function differencesSince(host: string): Promise<string[]> {
 	const before = JSON.parse(await readFile(fileOf(host), "utf8")) as Snapshot;
-	return differences(before, await demo.lab.snapshot(host));
+	return differences(before, await demo.lab.snapshot(host, { exclude }));
 }
