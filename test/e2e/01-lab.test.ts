@@ -3,7 +3,7 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { networkInterfaces, tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { differences, Lab } from "../../hack/laboratory/lab.ts";
 import { run } from "../../hack/lib/exec.ts";
 
@@ -236,6 +236,9 @@ async function listen(host: string, port: number): Promise<void> {
 		...["systemd-run", "-qG", `--unit=listen-${port}`],
 		...["socat", `TCP-LISTEN:${port},fork,reuseaddr`, `SYSTEM:echo ${host}\\:${port}`],
 	]);
+	// systemd-run returns when socat was started, which is not when it listens.
+	const listening = async () => expect(await lab.run(host, ["ss", "-Hltn", `sport = :${port}`])).not.toBe("");
+	await vi.waitFor(listening, { timeout: 10_000, interval: 50 });
 }
 
 /** Seconds after which a connection that does not come about counts as blocked; one that should come about gets more. */
