@@ -35,7 +35,7 @@ describe("the dashboard", () => {
 	});
 
 	it("Prometheus reaches everything that it should scrape", async () => {
-		expect(await query("up == 0")).toEqual([]);
+		await eventually(async () => expect(await query("up == 0")).toEqual([]), 180_000, 5_000);
 	});
 });
 
