@@ -1,6 +1,6 @@
 import { Command } from "commander";
-import { asGroundplaneError } from "../../protocol/errors.ts";
 import { Demo } from "../demo/demo.ts";
+import { runProgram } from "../lib/program.ts";
 import { type Figure, table } from "./figures.ts";
 import { footprint } from "./footprint.ts";
 import { lifecycle } from "./lifecycle.ts";
@@ -26,10 +26,4 @@ const command = new Command("hack/bench")
 		console.log(json === true ? JSON.stringify(figures, undefined, 2) : table(figures));
 	});
 
-try {
-	await command.parseAsync();
-} catch (error) {
-	const { code, message, next } = asGroundplaneError(error);
-	console.error(`${code}: ${message}\n${next}`);
-	process.exitCode = 1;
-}
+await runProgram(command);

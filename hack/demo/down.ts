@@ -1,10 +1,10 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { Command } from "commander";
-import { asGroundplaneError } from "../../protocol/errors.ts";
 import { Lab } from "../laboratory/lab.ts";
 import { cacheDirectory } from "../lib/cache.ts";
 import { run } from "../lib/exec.ts";
+import { runProgram } from "../lib/program.ts";
 
 const root = process.env.GP_ROOT ?? process.cwd();
 
@@ -29,10 +29,4 @@ async function removeKind(lab: string): Promise<void> {
 	if (found?.stdout.split("\n").includes(name)) await run("kind", ["delete", "cluster", "--name", name]);
 }
 
-try {
-	await command.parseAsync();
-} catch (error) {
-	const { code, message, next } = asGroundplaneError(error);
-	console.error(`${code}: ${message}\n${next}`);
-	process.exitCode = 1;
-}
+await runProgram(command);

@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { Command, InvalidArgumentError, Option } from "commander";
-import { asGroundplaneError } from "../../protocol/errors.ts";
 import { run } from "../lib/exec.ts";
+import { runProgram } from "../lib/program.ts";
 import { Demo } from "./demo.ts";
 import { onExistingCluster, onKind } from "./elsewhere.ts";
 
@@ -79,10 +79,4 @@ function wholeNumber(text: string): number {
 	return value;
 }
 
-try {
-	await command.parseAsync();
-} catch (error) {
-	const { code, message, next } = asGroundplaneError(error);
-	console.error(`\n${code}: ${message}\n${next}`);
-	process.exitCode = 1;
-}
+await runProgram(command);

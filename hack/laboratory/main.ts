@@ -1,6 +1,7 @@
 import { spawn } from "node:child_process";
 import { Command } from "commander";
-import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
+import { GroundplaneError } from "../../protocol/errors.ts";
+import { runProgram } from "../lib/program.ts";
 import { Lab } from "./lab.ts";
 
 const program = new Command("hack/lab")
@@ -123,10 +124,4 @@ function table(hosts: Awaited<ReturnType<Lab["list"]>>): void {
 	}
 }
 
-try {
-	await program.parseAsync();
-} catch (error) {
-	const { code, message, next } = asGroundplaneError(error);
-	say(`${code}: ${message}\n${next}`);
-	process.exitCode = 1;
-}
+await runProgram(program);
