@@ -18,6 +18,12 @@ export const kubernetesRoleParameters = z.object({
 	mode: z
 		.enum(["init", "join-control-plane", "join-worker", "server"])
 		.describe("Make the cluster here, join it, or (server) make the management server's own single node."),
+	prepare: z
+		.boolean()
+		.default(false)
+		.describe(
+			"Do what needs no control plane yet: fetch, check and unpack. The role then is Applied without outputs. Not for a node.",
+		),
 	kubernetesVersion: z
 		.string()
 		.regex(/^v\d+\.\d+\.\d+$/)

@@ -1,6 +1,6 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { parseDocument } from "yaml";
+import { stringify } from "yaml";
 import { z } from "zod";
 import { kubernetesRoleParameters } from "../../protocol/kubernetes-role.ts";
 
@@ -10,7 +10,6 @@ export const parametersSchema = () => z.toJSONSchema(kubernetesRoleParameters, {
 // `node roles/kubernetes/generate.ts` writes it there; pack.test.ts finds drift.
 if (import.meta.main) {
 	const path = join(import.meta.dirname, "pack.yaml");
-	const document = parseDocument(await readFile(path, "utf8"));
-	document.set("parameters", parametersSchema());
-	await writeFile(path, document.toString({ lineWidth: 0 }));
+	const [written] = (await readFile(path, "utf8")).split(/^parameters:$/m);
+	await writeFile(path, written + stringify({ parameters: parametersSchema() }, { lineWidth: 0 }));
 }

@@ -121,6 +121,23 @@ describe("role pack kubernetes", () => {
 		expect(steps.map(({ name }) => name)).not.toContain("plane-service");
 	});
 
+	it("prepares a host that joins later without changing what it will be, and without what needs the control plane", () => {
+		const before = rendered({ mode: "join-worker", prepare: true });
+		const after = rendered({ mode: "join-worker", controlPlaneAddresses: ["10.0.0.11"], bootstrapToken: token });
+		const done = after.steps.slice(0, before.steps.length);
+		expect(done.map(({ name, digest }) => [name, digest])).toEqual(
+			before.steps.map(({ name, digest }) => [name, digest]),
+		);
+		expect(before.steps.map(({ use }) => use)).toContain("image");
+		const needControlPlane = ["balancer", "kubeadm", "manifest", "client-certificate"];
+		for (const role of [before, rendered({ mode: "join-control-plane", prepare: true })])
+			expect(
+				role.steps.filter(({ use, name }) => needControlPlane.includes(use) || name.startsWith("kubelet")),
+			).toEqual([]);
+		expect(after.steps[before.steps.length]?.name).toBe("balancer-rules");
+		expect(after.identity).toBe(before.identity);
+	});
+
 	it("makes the management server's node schedulable and leads no tunnel to it", () => {
 		const { steps } = rendered({ mode: "server", addons: { coredns: false, kubeProxy: true } }, { cgroup: "v2" });
 		const [init] = documents(steps, "kubeadm-config");
