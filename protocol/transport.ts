@@ -21,7 +21,7 @@ export interface TransportHandlers {
 }
 
 /** How long a peer may take over an orderly end. */
-const LINGER_MS = 5_000;
+export const LINGER_MS = 5_000;
 
 /** Over any duplex stream: a TLS socket, a pair in memory. */
 export function duplexTransport(duplex: Duplex): Transport {
