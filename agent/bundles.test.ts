@@ -1,10 +1,11 @@
 import { createHash, generateKeyPairSync, randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer, type RequestListener } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { duplexPair } from "node:stream";
+import { zstdCompressSync } from "node:zlib";
 import { CompactSign } from "jose";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { duplexTransport, Session } from "../protocol/mux.ts";
@@ -65,6 +66,44 @@ test("a download that breaks goes on where it stopped, and is kept once its dige
 	expect(starts[2]).toBeGreaterThan((starts[1] as number) + 100_000);
 	expect(await source.blob(file, signal)).toBe(path);
 	expect(ranges).toHaveLength(3);
+});
+
+test("what comes packed is resumed as it came, unpacked, and judged by its content", async () => {
+	const packed = zstdCompressSync(content);
+	let ranges: (string | undefined)[] = [];
+	let served = packed;
+	let breaks = 1;
+	const source = bundles((request, response) => {
+		ranges.push(request.headers.range);
+		expect(request.headers["accept-encoding"]).toBe("zstd");
+		const from = Number(/bytes=(\d+)-/.exec(request.headers.range ?? "")?.[1] ?? 0);
+		if (from >= served.length) return void response.writeHead(416).end();
+		const head = { "content-encoding": "zstd", "content-length": served.length - from };
+		response.writeHead(from > 0 ? 206 : 200, head);
+		if (breaks-- > 0) response.write(served.subarray(from, from + 1_500_000), () => response.destroy());
+		else response.end(served.subarray(from));
+	});
+	const blobs = join(directory, "blobs/sha256");
+	const path = await source.blob(file, signal);
+	expect((await readFile(path)).equals(content)).toBe(true);
+	expect(ranges).toHaveLength(2);
+	expect(ranges[1]).toMatch(/^bytes=[1-9]/);
+	expect(await readdir(blobs)).toEqual([sha256]);
+
+	// Stopped after the last byte had come, before it was unpacked.
+	await rm(path);
+	await writeFile(`${path}.zst.part`, packed);
+	ranges = [];
+	expect((await readFile(await source.blob(file, signal))).equals(content)).toBe(true);
+	expect(ranges).toEqual([`bytes=${packed.length}-`]);
+
+	// More in it than it should be, or no such form at all: nothing of it stays.
+	for (const wrong of [zstdCompressSync(Buffer.concat([content, Buffer.alloc(1000)])), packed.toReversed()]) {
+		await rm(path, { force: true });
+		served = wrong as Buffer<ArrayBuffer>;
+		await expect(source.blob(file, signal)).rejects.toMatchObject({ code: "DigestMismatch" });
+		expect(await readdir(blobs)).toEqual([]);
+	}
 });
 
 test("a flipped bit is found, and nothing of it is kept", async () => {

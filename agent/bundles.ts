@@ -1,12 +1,13 @@
-import { createHash, type Hash } from "node:crypto";
+import { createHash } from "node:crypto";
 import { createReadStream, createWriteStream } from "node:fs";
-import { mkdir, readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
 import { type IncomingMessage, request } from "node:http";
 import { dirname, join } from "node:path";
 import { Transform } from "node:stream";
 import { text } from "node:stream/consumers";
 import { pipeline } from "node:stream/promises";
 import { setTimeout as delay } from "node:timers/promises";
+import { createZstdDecompress } from "node:zlib";
 import type { JSONWebKeySet } from "jose";
 import { asGroundplaneError, type ErrorCode, GroundplaneError } from "../protocol/errors.ts";
 import type { Session } from "../protocol/mux.ts";
@@ -14,12 +15,17 @@ import type { ReleaseFile, ReleaseManifest } from "../protocol/release.ts";
 import { type BundleSource, verifyManifest } from "./engine/bundles.ts";
 import type { Log } from "./log.ts";
 import { digestOf } from "./primitives/digest.ts";
-import { syncDirectory, writeDurable } from "./primitives/durable.ts";
+import { writeDurable } from "./primitives/durable.ts";
 
 /** Tries without a single new byte before it is given up (the engine comes back later). */
 const FRUITLESS_TRIES = 8;
 /** A download on which nothing comes for this long is taken up anew. */
 const STALL_MS = 30_000;
+/** What is read, unpacked or written at once. */
+const WRITE_BYTES = 512 * 1024;
+
+/** How a blob travels and lies until it is whole. */
+type Encoding = "raw" | "zstd";
 
 export interface RemoteBundlesOptions {
 	/** `/var/lib/groundplane`: `blobs/sha256/HEX` and `bundles/NAME/VERSION/manifest.jws` come below it. */
@@ -85,7 +91,7 @@ export class RemoteBundles implements BundleSource {
 		}
 		const directory = this.#blobs;
 		for (const name of await readdir(directory).catch(() => [])) {
-			const sha256 = name.replace(/\.part$/, "");
+			const sha256 = name.slice(0, 64);
 			if (!keep.has(sha256) && !this.#underWay.has(sha256)) await rm(join(directory, name), { force: true });
 		}
 	}
@@ -98,54 +104,54 @@ export class RemoteBundles implements BundleSource {
 		const path = join(this.#blobs, sha256);
 		if ((await sizeOf(path)) === size && (await digestOf(path)) === sha256) return path;
 		await mkdir(this.#blobs, { recursive: true });
-		const part = `${path}.part`;
-		const found = await this.#patiently(
+		const parts = { raw: `${path}.part`, zstd: `${path}.zst.part` };
+		const fetched = await this.#patiently(
 			`blob ${sha256.slice(0, 12)}`,
 			signal,
-			() => this.#fetchInto(part, sha256, size, signal),
-			() => sizeOf(part),
+			() => this.#fetchPart(parts, sha256, size, signal),
+			async () => (await sizeOf(parts.raw)) + (await sizeOf(parts.zstd)),
 		);
-		if (found !== sha256) {
-			await rm(part, { force: true });
-			throw new GroundplaneError("DigestMismatch", `what came for ${sha256} has the digest ${found}`, {
-				next: "It was thrown away and is fetched again. If it stays so, the region's bundle is damaged: load it anew.",
-			});
-		}
-		await rename(part, path);
-		await syncDirectory(this.#blobs);
-		return path;
+		const whole = `${path}.whole.part`;
+		const found = fetched === "zstd" ? await unpack(parts.zstd, whole, size, signal) : await digestOf(parts.raw);
+		if (found === sha256) await rename(fetched === "zstd" ? whole : parts.raw, path);
+		for (const leftover of [parts.raw, parts.zstd, whole]) await rm(leftover, { force: true });
+		if (found === sha256) return path;
+		throw new GroundplaneError("DigestMismatch", `what came for ${sha256} has the digest ${found}`, {
+			next: "It was thrown away and is fetched again. If it stays so, the region's bundle is damaged: load it anew.",
+		});
 	}
 
-	/** Fetches what is missing of a file, and gives the digest of all of it. */
-	async #fetchInto(part: string, sha256: string, size: number, signal: AbortSignal): Promise<string> {
-		let have = await sizeOf(part);
-		if (have > size) {
-			await rm(part, { force: true });
+	/** Fetches what is missing of a file, as it is or packed, whatever the region has; tells which. */
+	async #fetchPart(
+		parts: Readonly<Record<Encoding, string>>,
+		sha256: string,
+		size: number,
+		signal: AbortSignal,
+	): Promise<Encoding> {
+		const begun: Encoding = (await sizeOf(parts.zstd)) > 0 ? "zstd" : "raw";
+		const most = { raw: size, zstd: size + (size >> 7) + 65_536 };
+		let have = await sizeOf(parts[begun]);
+		if (have > most[begun]) {
+			await rm(parts[begun], { force: true });
 			have = 0;
 		}
-		let hash = createHash("sha256");
-		if (have > 0)
-			await pipeline(createReadStream(part, { highWaterMark: 1 << 20 }), async (chunks) => digest(chunks, hash));
-		if (have === size && have > 0) return hash.digest("hex");
-		const headers: Record<string, string> = have > 0 ? { range: `bytes=${have}-` } : {};
+		if (begun === "raw" && have === size && size > 0) return "raw";
+		const headers: Record<string, string> = { "accept-encoding": "zstd" };
+		if (have > 0) headers.range = `bytes=${have}-`;
 		const response = await this.#get(`/artifacts/v1/blobs/sha256/${sha256}`, headers, signal);
+		// Nothing is beyond what we have: all of it came before, and the agent was stopped before it could unpack it.
+		if (response.statusCode === 416 && begun === "zstd") {
+			response.destroy();
+			return "zstd";
+		}
 		await expectStatus(response, [200, 206], "BundleNotFound", `blob ${sha256}`);
 		const resumed = response.statusCode === 206;
-		if (!resumed) hash = createHash("sha256");
-		let left = size - (resumed ? have : 0);
-		const count = new Transform({
-			transform(chunk: Buffer, _encoding, callback) {
-				left -= chunk.length;
-				if (left < 0) return callback(new Error("more came than the manifest says"));
-				hash.update(chunk);
-				callback(null, chunk);
-			},
-		});
-		await pipeline(response, count, createWriteStream(part, { flags: resumed ? "a" : "w", mode: 0o644, flush: true }), {
-			signal,
-		});
-		if (left > 0) throw new Error(`${left} bytes are missing`);
-		return hash.digest("hex");
+		const encoding: Encoding = response.headers["content-encoding"] === "zstd" ? "zstd" : "raw";
+		if (encoding !== begun || !resumed) await rm(parts[begun], { force: true });
+		if (resumed && encoding !== begun) throw new Error("the region has it in another form now");
+		const length = await append(response, parts[encoding], most[encoding], signal);
+		if (encoding === "raw" && length < size) throw new Error(`${size - length} bytes are missing`);
+		return encoding;
 	}
 
 	async #get(path: string, headers: Record<string, string>, signal: AbortSignal): Promise<IncomingMessage> {
@@ -202,8 +208,62 @@ export class RemoteBundles implements BundleSource {
 
 const hopeless: ReadonlySet<ErrorCode> = new Set(["BundleNotFound", "Forbidden", "DigestMismatch", "SignatureInvalid"]);
 
-async function digest(chunks: AsyncIterable<Buffer>, hash: Hash): Promise<void> {
-	for await (const chunk of chunks) hash.update(chunk);
+/**
+ * Writes what comes to the end of a file, and gives the file's length. Many small pieces are one write: each of its own costs
+ * more than all the rest of a download. Nothing is synced, since whatever a power cut leaves is judged by its digest.
+ */
+async function append(source: AsyncIterable<Buffer>, path: string, most: number, signal: AbortSignal): Promise<number> {
+	const file = await open(path, "a", 0o644);
+	try {
+		let length = (await file.stat()).size;
+		let waiting: Buffer[] = [];
+		let bytes = 0;
+		const flush = async () => {
+			if (waiting.length > 0) await file.writev(waiting);
+			waiting = [];
+			bytes = 0;
+		};
+		try {
+			for await (const chunk of source) {
+				signal.throwIfAborted();
+				length += chunk.length;
+				if (length > most) throw new Error("more came than the manifest says");
+				waiting.push(chunk);
+				bytes += chunk.length;
+				if (bytes >= WRITE_BYTES) await flush();
+			}
+		} finally {
+			await flush();
+		}
+		return length;
+	} finally {
+		await file.close();
+	}
+}
+
+/** Unpacks a file (RFC 8878), up to the size that it should have, and gives the digest of what was in it. */
+async function unpack(from: string, to: string, size: number, signal: AbortSignal): Promise<string> {
+	const hash = createHash("sha256");
+	let left = size;
+	const judge = new Transform({
+		highWaterMark: WRITE_BYTES,
+		transform(chunk: Buffer, _encoding, callback) {
+			left -= chunk.length;
+			if (left < 0) return callback(new Error("more is in it than the manifest says"));
+			hash.update(chunk);
+			callback(null, chunk);
+		},
+	});
+	const source = createReadStream(from, { highWaterMark: WRITE_BYTES });
+	const target = createWriteStream(to, { mode: 0o644, highWaterMark: WRITE_BYTES });
+	try {
+		await pipeline(source, createZstdDecompress({ chunkSize: WRITE_BYTES }), judge, target, { signal });
+	} catch (error) {
+		signal.throwIfAborted();
+		if ((error as NodeJS.ErrnoException).code === "ENOSPC") throw error;
+		return `none: it can't be unpacked (${(error as Error).message})`;
+	}
+	return hash.digest("hex");
 }
 
 async function sizeOf(path: string): Promise<number> {

@@ -1,17 +1,22 @@
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { zstdDecompressSync } from "node:zlib";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { LocalBundles } from "../../agent/engine/bundles.ts";
-import { createBundle, type ReleaseKey, releaseKey, signManifest } from "./bundle.ts";
+import { createBundle, packedBundle, type ReleaseKey, releaseKey, signManifest } from "./bundle.ts";
 
 let directory: string;
 let key: ReleaseKey;
 beforeEach(async () => {
 	directory = await mkdtemp(join(tmpdir(), "bundle-"));
+	vi.stubEnv("GROUNDPLANE_CACHE", join(directory, "cache"));
 	key = await releaseKey({ GROUNDPLANE_CACHE: directory });
 });
-afterEach(() => rm(directory, { recursive: true }));
+afterEach(async () => {
+	vi.unstubAllEnvs();
+	await rm(directory, { recursive: true });
+});
 
 const head = { name: "demo", version: "v1.0.0", components: {}, createdAt: "2026-01-01T00:00:00.000Z" };
 
@@ -40,7 +45,20 @@ test("a host takes what was built, and the same content is kept once", async () 
 	expect(manifest.files.map((file) => file.path)).toEqual(["bin/again", "bin/program"]);
 	const [file] = manifest.files;
 	expect(await readFile(await onHost().blob(file as never), "utf8")).toContain("exit 0");
-	expect(await readdir(join(directory, "blobs/sha256"))).toEqual([file?.sha256]);
+	expect(await readdir(join(directory, "blobs/sha256"))).toEqual([file?.sha256, `${file?.sha256}.zst`]);
+});
+
+test("what travels holds a program packed and nothing twice", async () => {
+	const { manifest } = await bundle();
+	const sha256 = manifest.files[0]?.sha256 ?? "";
+	const bundleDirectory = join(directory, "bundle");
+	await cp(join(directory, "blobs"), join(bundleDirectory, "blobs"), { recursive: true });
+	await cp(join(directory, "bundles"), join(bundleDirectory, "bundles"), { recursive: true });
+	const result = await packedBundle(bundleDirectory);
+	expect(await readdir(join(result, "blobs/sha256"))).toEqual([`${sha256}.zst`]);
+	expect(await readdir(join(result, "bundles/demo/v1.0.0"))).toEqual(["manifest.jws"]);
+	const content = zstdDecompressSync(await readFile(join(result, "blobs/sha256", `${sha256}.zst`)));
+	expect(content.toString()).toContain("exit 0");
 });
 
 test("one flipped bit in a blob is found", async () => {

@@ -1,6 +1,9 @@
 import { randomUUID } from "node:crypto";
+import { createReadStream, createWriteStream } from "node:fs";
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { basename, dirname, join, relative } from "node:path";
+import { pipeline } from "node:stream/promises";
+import { constants, createZstdCompress } from "node:zlib";
 import { CompactSign, calculateJwkThumbprint, exportJWK, generateKeyPair, importJWK, type JWK } from "jose";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import {
@@ -9,8 +12,11 @@ import {
 	type ReleaseManifest,
 	releaseManifest,
 } from "../../protocol/release.ts";
-import { cacheDirectory, hashFile, locked } from "./cache.ts";
+import { cacheDirectory, cached, filesUnder, hashFile, locked } from "./cache.ts";
 import { place } from "./images.ts";
+
+/** Three times as fast as the next step that packs noticeably smaller. */
+const LEVEL = 6;
 
 /** One file to put into a bundle: what the manifest says of it, and where it is now. */
 export interface BundleFile extends Pick<ReleaseFile, "path" | "kind" | "reference"> {
@@ -28,7 +34,7 @@ export interface ReleaseKey {
 }
 
 /**
- * Writes a release bundle under `directory`: `blobs/sha256/HEX` for every file, and
+ * Writes a release bundle under `directory`: `blobs/sha256/HEX` for every file, `HEX.zst` beside it for programs, and
  * `bundles/NAME/VERSION/manifest.jws`, the signed list of them (docs/architecture.md, "Release bundles").
  */
 export async function createBundle(
@@ -42,6 +48,8 @@ export async function createBundle(
 	for (const { source, ...file } of [...files].sort((a, b) => (a.path < b.path ? -1 : 1))) {
 		const { sha256, size } = await hashFile(source);
 		await place(source, join(blobs, sha256));
+		// Programs pack to a quarter, and most of what a new node waits for is their way to it. Images are packed already.
+		if (file.kind === "binary") await place(await packed(source, sha256), join(blobs, `${sha256}.zst`));
 		listed.push({ ...file, sha256, size });
 	}
 	const twice = listed.find((file, index) => file.path === listed[index + 1]?.path);
@@ -59,6 +67,27 @@ export async function createBundle(
 	await mkdir(folder, { recursive: true });
 	await writeFile(join(folder, "manifest.jws"), await signManifest(manifest, key));
 	return manifest;
+}
+
+/** A file packed (zstd, RFC 8878). */
+async function packed(source: string, sha256: string): Promise<string> {
+	const result = await cached(`packed/${basename(source)}`, [sha256, LEVEL], async (directory) => {
+		const options = { params: { [constants.ZSTD_c_compressionLevel]: LEVEL } };
+		await pipeline(createReadStream(source), createZstdCompress(options), createWriteStream(join(directory, "packed")));
+	});
+	return join(result, "packed");
+}
+
+/**
+ * The same bundle without the files that are there packed too: what travels to regions and lies in them. Only a machine that
+ * installs from the release's own directory needs them as they are.
+ */
+export async function packedBundle(bundle: string): Promise<string> {
+	return cached("packed-bundle", [bundle], async (directory) => {
+		const paths = await filesUnder(bundle);
+		const kept = paths.filter((path) => !paths.includes(`${path}.zst`));
+		for (const path of kept) await place(path, join(directory, relative(bundle, path)));
+	});
 }
 
 /** A compact JWS (RFC 7515) over the JSON of a manifest. */

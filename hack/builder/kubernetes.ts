@@ -23,7 +23,7 @@ const PACK = join(ROOT, "roles/kubernetes");
 
 /**
  * The Kubernetes release bundle of one minor: a directory with `bundles/kubernetes/VERSION/manifest.jws` and
- * `blobs/sha256/HEX`. It holds everything that a host needs to become a node without any registry.
+ * `blobs/sha256/HEX` (programs as `HEX.zst` too). It holds everything that a host needs to become a node without any registry.
  */
 export async function kubernetesBundle(minor: Minor): Promise<string> {
 	const binaries = await binaryFiles(minor);
@@ -41,7 +41,7 @@ export async function kubernetesBundle(minor: Minor): Promise<string> {
 		...(containerd && { containerd: await moduleVersion(containerd) }),
 	};
 	const name = `bundle-kubernetes-${minor.kubernetes.split(".").slice(0, 2).join(".")}`;
-	const inputs = [files, await hashTree(PACK), components, key.publicJwk];
+	const inputs = [files, await hashTree(PACK), components, key.publicJwk, "programs packed too"];
 	return cached(name, inputs, (directory) =>
 		part(`bundle kubernetes ${minor.kubernetes}`, async () => {
 			await createBundle(

@@ -3,7 +3,7 @@ import { mkdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/pr
 import { basename, dirname, join, relative } from "node:path";
 import { packageCharts } from "../../charts/package.ts";
 import { GroundplaneError } from "../../protocol/errors.ts";
-import { releaseKey } from "./bundle.ts";
+import { packedBundle, releaseKey } from "./bundle.ts";
 import { cached, filesUnder, hashFile, hashTree, locked } from "./cache.ts";
 import { goProgram } from "./go.ts";
 import { type Image, imageArchive, place } from "./images.ts";
@@ -94,7 +94,12 @@ const parts: Readonly<Record<string, (version: string) => Promise<Part>>> = {
 			const directory = await kubernetesBundle(minor);
 			for (const path of await filesUnder(directory)) files[relative(directory, path)] = path;
 			const reference = `groundplane/bundle-kubernetes:${minor.kubernetes}`;
-			const image: Image = { folder: "bundle", reference, files: { bundle: directory }, compressed: true };
+			const image: Image = {
+				folder: "bundle",
+				reference,
+				files: { bundle: await packedBundle(directory) },
+				compressed: true,
+			};
 			archives.push({ reference, archive: await imageArchive(image) });
 			bundles.push({ name: "kubernetes", version: minor.kubernetes });
 		}

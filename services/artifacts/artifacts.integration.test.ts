@@ -6,6 +6,7 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { zstdCompressSync, zstdDecompressSync } from "node:zlib";
 import { CompactSign, SignJWT } from "jose";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { agentConfig } from "../../protocol/messages.ts";
@@ -37,6 +38,8 @@ async function startWorld() {
 	await mkdir(at("root/blobs/sha256"), { recursive: true });
 	await writeFile(at("root/blobs/sha256", sha256(blob)), blob);
 	await writeFile(at("root/blobs/sha256", sha256("stray")), "stray");
+	const program = Buffer.from("a program ".repeat(20_000));
+	await writeFile(at("root/blobs/sha256", `${sha256(program)}.zst`), zstdCompressSync(program));
 	const bundle = async (version: string, tamper = (jws: string) => jws) => {
 		const manifest = {
 			schema: 1,
@@ -45,7 +48,10 @@ async function startWorld() {
 			architecture: "amd64",
 			createdAt: new Date().toISOString(),
 			components: { kubernetes: version },
-			files: [{ path: "bin/kubelet", sha256: sha256(blob), size: blob.length, kind: "binary" }],
+			files: [
+				{ path: "bin/kubelet", sha256: sha256(blob), size: blob.length, kind: "binary" },
+				{ path: "bin/runc", sha256: sha256(program), size: program.length, kind: "binary" },
+			],
 		};
 		const jws = await new CompactSign(Buffer.from(JSON.stringify(manifest)))
 			.setProtectedHeader({ alg: "EdDSA", typ: RELEASE_MANIFEST_TYPE, kid: "r" })
@@ -115,6 +121,7 @@ async function startWorld() {
 	return {
 		at,
 		blob,
+		program,
 		releaseJwks,
 		caPem: certificates.caPem,
 		domain,
@@ -167,6 +174,26 @@ describe("bundles", () => {
 		expect(unchanged.status).toBe(304);
 	});
 
+	test("a program travels packed to who can unpack it, resumable too, and as it is to others", async () => {
+		const url = world.url(`/artifacts/v1/blobs/sha256/${sha256(world.program)}`);
+		const encoded = { headers: { "accept-encoding": "zstd" } };
+		const whole = await world.asTunnel(url, encoded);
+		expect(whole.headers).toMatchObject({
+			"content-encoding": "zstd",
+			vary: expect.stringMatching(/accept-encoding/i),
+		});
+		expect(zstdDecompressSync(whole.body).equals(world.program)).toBe(true);
+		const rest = await world.asTunnel(url, { headers: { ...encoded.headers, range: "bytes=10-" } });
+		expect(rest.status).toBe(206);
+		expect(rest.headers["content-encoding"]).toBe("zstd");
+		expect(rest.body.equals(whole.body.subarray(10))).toBe(true);
+		const plain = await world.asTunnel(url, { headers: { range: "bytes=10-" } });
+		expect(plain.status).toBe(200);
+		expect(plain.headers["content-encoding"]).toBeUndefined();
+		expect(plain.headers.etag).not.toBe(whole.headers.etag);
+		expect(plain.body.equals(world.program)).toBe(true);
+	});
+
 	test("only tunnels and people get them; files that no manifest names are not there", async () => {
 		expect((await world.asFront(world.url(blobPath()))).status).toBe(401);
 		const forged = { "x-groundplane-host": "host-1" };
@@ -182,7 +209,7 @@ describe("bundles", () => {
 		expect(await (await manifest("v1.36.4")).json()).toMatchObject({ status: 422, code: "SignatureInvalid" });
 		expect(await (await manifest("v1.0.0")).json()).toMatchObject({ status: 404, code: "BundleNotFound" });
 		const list = await world.asFront(world.url("/artifacts/v1/bundles"), { headers: await world.user() });
-		expect(await list.json()).toMatchObject({ items: [{ name: "kubernetes", version: "v1.36.3", bytes: 300_000 }] });
+		expect(await list.json()).toMatchObject({ items: [{ name: "kubernetes", version: "v1.36.3", bytes: 500_000 }] });
 		const metrics = await (await fetch(`${world.health}/metrics`)).text();
 		expect(metrics).toMatch(/groundplane_bundles\{bundle="kubernetes",version="v1\.36\.4",.*\} 0/);
 	});

@@ -18,14 +18,24 @@ export interface RefusedBundle {
 	readonly error: GroundplaneError;
 }
 
+/** A file of a bundle on disk. */
+export interface Blob {
+	readonly path: string;
+	/** Bytes of its content, unpacked. */
+	readonly size: number;
+	/** It lies packed (zstd, RFC 8878). */
+	readonly packed: boolean;
+}
+
 /**
- * The release bundles under some roots, each with `bundles/NAME/VERSION/manifest.jws` and `blobs/sha256/HEX`. What is not
+ * The release bundles under some roots, each with `bundles/NAME/VERSION/manifest.jws` and `blobs/sha256/HEX`, or
+ * `HEX.zst` where a file is packed. What is not
  * signed by the release key is not served; blobs are served only when a good manifest names them. The content of blobs is
  * verified by whoever downloads them, against that manifest.
  */
 export class Bundles {
 	readonly #bundles = new Map<string, Bundle>();
-	readonly #blobs = new Map<string, { path: string; size: number }>();
+	readonly #blobs = new Map<string, Blob>();
 	readonly refused: RefusedBundle[] = [];
 
 	/** Reads and verifies everything once: bundles come as image volumes, which change with the pod. */
@@ -60,7 +70,7 @@ export class Bundles {
 	}
 
 	/** @throws GroundplaneError BundleNotFound */
-	blob(sha256: string): { path: string; size: number } {
+	blob(sha256: string): Blob {
 		const blob = this.#blobs.get(sha256);
 		if (blob) return blob;
 		throw new GroundplaneError("BundleNotFound", "No bundle of this region has a file with that digest.", {
@@ -126,11 +136,16 @@ async function versionsIn(root: string): Promise<{ name: string; version: string
 	return (await Promise.all(versions)).flat();
 }
 
-async function blobIn(root: string, { path, sha256, size }: { path: string; sha256: string; size: number }) {
+async function blobIn(
+	root: string,
+	{ path, sha256, size }: { path: string; sha256: string; size: number },
+): Promise<Blob> {
 	const file = join(root, "blobs", "sha256", sha256);
-	const found = await stat(file).catch(() => undefined);
-	if (found?.size === size) return { path: file, size };
-	const what = found ? `has ${found.size} bytes instead of ${size}` : "is missing";
+	const sizeOf = async (name: string) => (await stat(name).catch(() => undefined))?.size;
+	if ((await sizeOf(`${file}.zst`)) !== undefined) return { path: `${file}.zst`, size, packed: true };
+	const found = await sizeOf(file);
+	if (found === size) return { path: file, size, packed: false };
+	const what = found === undefined ? "is missing" : `has ${found} bytes instead of ${size}`;
 	throw new GroundplaneError("DigestMismatch", `The file ${path} of the bundle ${what}.`, {
 		next: "Build or fetch the bundle's image anew.",
 	});

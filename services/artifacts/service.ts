@@ -3,6 +3,7 @@ import { createReadStream } from "node:fs";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { extname, join } from "node:path";
 import { pipeline } from "node:stream/promises";
+import { createZstdDecompress } from "node:zlib";
 import type { Express, NextFunction, Request, RequestHandler, Response } from "express";
 import { z } from "zod";
 import { GroundplaneError } from "../../protocol/errors.ts";
@@ -21,6 +22,7 @@ const problem = z.object({ code: z.string(), detail: z.string(), next: z.string(
 const AGENT_PACKAGE = /^groundplane-agent_[A-Za-z0-9.+~-]+_(amd64|arm64)\.deb$/;
 const CONFIG_PACKAGE = "groundplane-agent-config.deb";
 const FOREVER = { immutable: true, maxAge: "365d" } as const;
+const IMMUTABLE = "public, max-age=31536000, immutable";
 
 /** Release bundles, agent packages with what a machine needs to join, and the console's files. */
 export const artifactsService = defineService({
@@ -156,9 +158,16 @@ export const artifactsService = defineService({
 				});
 				app.get("/artifacts/v1/blobs/sha256/:digest", hostsOrUsers, (request, response, next) => {
 					const digest = String(request.params.digest);
-					const { path } = bundles.blob(digest);
+					const { path, size, packed } = bundles.blob(digest);
+					response.type("application/octet-stream").vary("accept-encoding");
+					if (packed && !/\bzstd\b/.test(request.get("accept-encoding") ?? "")) {
+						response.set({ etag: `"${digest}"`, "content-length": String(size), "cache-control": IMMUTABLE });
+						pipeline(createReadStream(path), createZstdDecompress(), response).catch(sent(response, next));
+						return;
+					}
+					if (packed) response.set("content-encoding", "zstd");
 					// The digest is the content: a strong validator, so that a download resumes (RFC 9110, 13.1.5).
-					response.type("application/octet-stream").set("etag", `"${digest}"`);
+					response.set("etag", packed ? `"${digest}.zst"` : `"${digest}"`);
 					response.sendFile(path, { ...FOREVER, dotfiles: "allow" }, sent(response, next));
 				});
 
