@@ -444,6 +444,38 @@ test("a peer that falls silent is given up, one that only has nothing to say is 
 	expect(alive.a.rttMs).toBeDefined();
 });
 
+test("a probe ends a session whose peer says nothing in time, and a ping gives the round trip", async () => {
+	const { a, b } = connect();
+	await a.ready;
+	expect(await a.ping()).toBeGreaterThanOrEqual(0);
+	a.probe(20);
+	await delay(60);
+	expect(a.leaving).toBe(false);
+	b.destroy();
+	await a.closed;
+	await expect(a.ping()).rejects.toMatchObject({ code: "TunnelClosed" });
+
+	const [end, mute] = wire();
+	mute.start({ onBytes: () => {}, onSent: () => {}, onClose: () => {} });
+	const session = new Session(end, { role: "client", hello: hello("a") });
+	session.probe(20);
+	expect(await session.closed).toMatchObject({ message: expect.stringContaining("nothing was heard") });
+});
+
+test("the time that streams wait for a reader is counted", async () => {
+	let time = 0;
+	const { a, b } = connect({ limits: { initialWindow: 32 * 1024 }, now: () => time });
+	const [mine, theirs] = await pair(a, b);
+	mine.write(bytes(100_000));
+	await vi.waitFor(() => expect(a.stats().starvedStreams).toBe(1));
+	time += 1_000;
+	expect(a.stats().stalledMs).toBe(1_000);
+	theirs.resume();
+	await vi.waitFor(() => expect(mine.writableLength).toBe(0));
+	time += 1_000;
+	expect(a.stats()).toMatchObject({ starvedStreams: 0, stalledMs: 1_000 });
+});
+
 test("no HELLO, a HELLO of another time, and one that is not liked end the session with a reason", async () => {
 	const [end] = wire();
 	const lonely = new Session(end, { role: "client", hello: hello("a"), limits: { helloMs: 30 } });

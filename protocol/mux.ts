@@ -1,6 +1,7 @@
 import { EventEmitter } from "node:events";
 import { asGroundplaneError, type ErrorCode, errorCodes, GroundplaneError } from "./errors.ts";
 import { encodeFrame, encodeHeader, FrameParser, type FrameSink, FrameType, protocolError } from "./frames.ts";
+import { type HelloIdentity, parseHelloIdentity } from "./hello.ts";
 import { type Lane, lanes, type StreamHost, TunnelStream } from "./stream.ts";
 import type { Transport } from "./transport.ts";
 
@@ -29,6 +30,8 @@ export interface Hello {
 	bootId: string;
 	/** Changes with each connection. */
 	connectionId: string;
+	/** Proof of who this end is, where TLS does not give it. */
+	identity?: HelloIdentity;
 }
 
 /** Why the other end wants this session to end, and when to come back. */
@@ -78,7 +81,9 @@ export const defaultLimits: SessionLimits = {
 export interface SessionOptions {
 	/** The dialling end is the client; it uses odd stream ids. */
 	role: "client" | "server";
-	hello: Pick<Hello, "name" | "software" | "bootId" | "connectionId"> & { capabilities?: readonly string[] };
+	hello: Pick<Hello, "name" | "software" | "bootId" | "connectionId" | "identity"> & {
+		capabilities?: readonly string[];
+	};
 	/** Judges the peer's HELLO; what it throws is told to the peer by GOAWAY, and the session ends. */
 	checkHello?: (hello: Hello) => void;
 	limits?: Partial<SessionLimits>;
@@ -117,7 +122,10 @@ export interface SessionStats {
 	bytesOut: Record<Lane, number>;
 	rttMs: number | undefined;
 	queuedBytes: number;
+	/** Streams whose data waits for the peer's credit. */
 	starvedStreams: number;
+	/** Milliseconds so far in which there was at least one of them. */
+	stalledMs: number;
 }
 
 const QUANTUM = 16 * 1024;
@@ -165,6 +173,9 @@ export class Session extends EventEmitter<SessionEvents> {
 	readonly #credits = new Map<number, number>();
 	#pong: Buffer | undefined;
 	readonly #lanes: Record<Lane, TunnelStream[]> = { control: [], interactive: [], bulk: [] };
+	readonly #starved = new Set<TunnelStream>();
+	#starvedSince = 0;
+	#stalledMs = 0;
 	readonly #passedOver: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#turnPlanned = false;
 	#inTurn = false;
@@ -177,6 +188,7 @@ export class Session extends EventEmitter<SessionEvents> {
 	#heardAt: number;
 	#pingSentAt: number | undefined;
 	#pingNumber = 0;
+	readonly #pings: { resolve(ms: number): void; reject(error: GroundplaneError): void }[] = [];
 	#rtt: number | undefined;
 	#bytesIn: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#bytesOut: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
@@ -221,6 +233,7 @@ export class Session extends EventEmitter<SessionEvents> {
 				this.#forget(stream);
 			},
 			finished: (stream) => this.#forget(stream),
+			starving: (stream, starved) => this.#setStarved(stream, starved),
 		};
 		transport.start({
 			onBytes: (chunk) => this.#onBytes(chunk),
@@ -259,13 +272,31 @@ export class Session extends EventEmitter<SessionEvents> {
 		return this.#rtt;
 	}
 
+	/** Asks the peer now, and gives the round trip in milliseconds. Rejects with the reason when the session ends before. */
+	ping(): Promise<number> {
+		const { promise, resolve, reject } = Promise.withResolvers<number>();
+		if (this.#ended) reject(this.#leavingError());
+		else {
+			this.#pings.push({ resolve, reject });
+			if (this.#pingSentAt === undefined) this.#sendPing();
+		}
+		return promise;
+	}
+
+	/** Asks the peer now; when nothing at all is heard within `ms` the session is over. */
+	probe(ms: number): void {
+		if (this.#ended) return;
+		const asked = this.#now();
+		if (this.#pingSentAt === undefined) this.#sendPing();
+		const timer = setTimeout(() => {
+			if (!this.#ended && this.#heardAt < asked) this.#destroySilent();
+		}, ms);
+		void this.closed.then(() => clearTimeout(timer));
+	}
+
 	stats(): SessionStats {
 		let queuedBytes = this.#controlBytes + this.#transport.buffered;
-		let starvedStreams = 0;
-		for (const stream of this.#streams.values()) {
-			queuedBytes += stream.waitingBytes;
-			if (stream.starved) starvedStreams++;
-		}
+		for (const stream of this.#streams.values()) queuedBytes += stream.waitingBytes;
 		return {
 			streams: this.#streams.size,
 			opened: this.#opened,
@@ -274,7 +305,8 @@ export class Session extends EventEmitter<SessionEvents> {
 			bytesOut: { ...this.#bytesOut },
 			rttMs: this.#rtt,
 			queuedBytes,
-			starvedStreams,
+			starvedStreams: this.#starved.size,
+			stalledMs: this.#stalledMs + (this.#starved.size > 0 ? this.#now() - this.#starvedSince : 0),
 		};
 	}
 
@@ -420,6 +452,7 @@ export class Session extends EventEmitter<SessionEvents> {
 					const sample = this.#now() - this.#pingSentAt;
 					this.#rtt = this.#rtt === undefined ? sample : this.#rtt + (sample - this.#rtt) / 4;
 					this.#pingSentAt = undefined;
+					for (const { resolve } of this.#pings.splice(0)) resolve(sample);
 				}
 				return;
 			case FrameType.GOAWAY: {
@@ -441,6 +474,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		if (this.#peer !== undefined) throw protocolError("second HELLO");
 		const said = parse(payload);
 		const versions = Array.isArray(said.versions) ? said.versions : [];
+		const identity = parseHelloIdentity(said.identity);
 		const hello: Hello = {
 			versions,
 			capabilities: Array.isArray(said.capabilities) ? said.capabilities.map(String) : [],
@@ -449,6 +483,7 @@ export class Session extends EventEmitter<SessionEvents> {
 			software: text(said.software),
 			bootId: text(said.bootId),
 			connectionId: text(said.connectionId),
+			...(identity && { identity }),
 		};
 		if (!PROTOCOL_VERSIONS.some((version) => versions.includes(version))) {
 			throw new GroundplaneError(
@@ -571,6 +606,16 @@ export class Session extends EventEmitter<SessionEvents> {
 		if (!this.#streams.delete(stream.id)) return;
 		this.#credits.delete(stream.id);
 		this.#windows -= stream.window;
+		this.#setStarved(stream, false);
+	}
+
+	#setStarved(stream: TunnelStream, starved: boolean): void {
+		if (starved && this.#streams.has(stream.id)) {
+			if (this.#starved.size === 0) this.#starvedSince = this.#now();
+			this.#starved.add(stream);
+		} else if (this.#starved.delete(stream) && this.#starved.size === 0) {
+			this.#stalledMs += this.#now() - this.#starvedSince;
+		}
 	}
 
 	/** Breaks a stream without a word to the peer. */
@@ -748,12 +793,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		const silent = now - this.#heardAt;
 		const asked = this.#pingSentAt;
 		if (asked !== undefined && this.#heardAt < asked && now - asked >= pingTimeoutMs) {
-			this.destroy(
-				tunnelClosed(
-					`nothing was heard from the peer for ${Math.round(silent)} ms`,
-					"Nothing, if the line comes back by itself.",
-				),
-			);
+			this.#destroySilent();
 		} else if (silent >= pingAfterMs && (asked === undefined || this.#heardAt >= asked)) {
 			this.#sendPing();
 			this.#watchOver(pingTimeoutMs);
@@ -762,6 +802,15 @@ export class Session extends EventEmitter<SessionEvents> {
 		} else {
 			this.#watchOver(Math.max(1, pingAfterMs - silent));
 		}
+	}
+
+	#destroySilent(): void {
+		this.destroy(
+			tunnelClosed(
+				`nothing was heard from the peer for ${Math.round(this.#now() - this.#heardAt)} ms`,
+				"Nothing, if the line comes back by itself.",
+			),
+		);
 	}
 
 	/** Tells the peer what is wrong, then ends. */
@@ -807,6 +856,7 @@ export class Session extends EventEmitter<SessionEvents> {
 			clearTimeout(pending.timer);
 		}
 		for (const pending of this.#opening.values()) pending.reject(reason);
+		for (const { reject } of this.#pings.splice(0)) reject(reason);
 		this.#incoming.clear();
 		this.#opening.clear();
 		for (const stream of [...this.#streams.values()]) this.#silence(stream, reason);

@@ -18,6 +18,8 @@ export interface StreamHost {
 	abandoned(stream: TunnelStream, error: Error | null): void;
 	/** Both directions are finished on the wire. */
 	finished(stream: TunnelStream): void;
+	/** Whether the stream's data now waits for the peer's credit. */
+	starving(stream: TunnelStream, starved: boolean): void;
 	now(): number;
 }
 
@@ -129,11 +131,13 @@ export class TunnelStream extends Duplex {
 			finalized();
 			this.#settle();
 		}
+		if (this.starved) this.#host.starving(this, true);
 		return turn;
 	}
 
 	/** The peer gave credit. */
 	addCredit(amount: number): boolean {
+		if (this.starved) this.#host.starving(this, false);
 		this.#credit += amount;
 		if (this.#credit > Number.MAX_SAFE_INTEGER / 2) return false;
 		if (this.sendable) this.#host.wantsToSend(this);
@@ -212,6 +216,7 @@ export class TunnelStream extends Duplex {
 		this.#offset = 0;
 		this.#written = callback;
 		if (this.sendable) this.#host.wantsToSend(this);
+		else this.#host.starving(this, true);
 	}
 
 	override _final(callback: (error?: Error | null) => void): void {
