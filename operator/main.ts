@@ -2,17 +2,16 @@ import { randomBytes } from "node:crypto";
 import { createServer } from "node:http";
 import pino from "pino";
 import { collectDefaultMetrics, register } from "prom-client";
-import { asGroundplaneError } from "../protocol/errors.ts";
+import { asGroundplaneError, GroundplaneError } from "../protocol/errors.ts";
 import { createClusterController } from "./cluster/controller.ts";
 import { readConfig } from "./config.ts";
-import type { ControllerDeps } from "./deps.ts";
+import { type ControllerDeps, createInformers } from "./deps.ts";
 import { createHostController } from "./host/controller.ts";
 import { KubeClient } from "./kube/client.ts";
 import { loadKubeConfig } from "./kube/config.ts";
+import type { Runnable } from "./kube/controller.ts";
 import { EventRecorder } from "./kube/events.ts";
-import { runWithLease } from "./kube/lease.ts";
-import { Reflector } from "./kube/reflector.ts";
-import { clusters, hosts, regions } from "./kube/resources.ts";
+import { type Holding, runWithLease } from "./kube/lease.ts";
 import { createRegionController } from "./region/controller.ts";
 
 const config = readConfig(process.env);
@@ -46,32 +45,32 @@ try {
 }
 
 async function main(signal: AbortSignal): Promise<void> {
-	const client = new KubeClient(await loadKubeConfig(), { userAgent: `groundplane-operator/${config.version}` });
+	const kubeConfig = await loadKubeConfig();
+	const userAgent = `groundplane-operator/${config.version}`;
+	let holding: Holding | undefined;
+	// The lease has a client of its own: the other one does nothing without it.
+	const elector = new KubeClient(kubeConfig, { userAgent });
+	const client = new KubeClient(kubeConfig, { userAgent, permit: () => permit(holding) });
 	const instance = `${config.podName}-${randomBytes(4).toString("hex")}`;
 	const shared: Omit<ControllerDeps, "epoch"> = {
 		client,
 		config,
-		informers: {
-			regions: new Reflector({ client, resource: regions, log }),
-			hosts: new Reflector({ client, resource: hosts, log }),
-			clusters: new Reflector({ client, resource: clusters, log }),
-		},
+		informers: createInformers(client, log),
 		events: new EventRecorder({ client, component: "groundplane-operator", instance: config.podName, log }),
 		log,
 		now: Date.now,
 		random: Math.random,
 	};
 	const informers = Object.values(shared.informers);
-	let leading = false;
-	// A standby is ready: it takes over at once. The leader is when it knows everything.
-	const server = serveHealth(() => !leading || informers.every(({ hasSynced }) => hasSynced));
+	// A standby is ready: it takes over at once. The leader is when it knows everything, and nothing of it is old.
+	const server = serveHealth(() => holding === undefined || informers.every(({ isFresh }) => isFresh));
 	try {
 		await runWithLease(
-			{ client, namespace: config.namespace, name: "groundplane-operator", identity: instance, log },
+			{ client: elector, namespace: config.namespace, name: "groundplane-operator", identity: instance, log },
 			signal,
-			async (lead, { epoch }) => {
-				leading = true;
-				const deps: ControllerDeps = { ...shared, epoch };
+			async (lead, held) => {
+				holding = held;
+				const deps: ControllerDeps = { ...shared, epoch: held.epoch };
 				const controllers = [
 					await createRegionController(deps),
 					createClusterController(deps),
@@ -80,7 +79,8 @@ async function main(signal: AbortSignal): Promise<void> {
 				// One that fails takes all down: the process ends and starts anew.
 				const together = new AbortController();
 				const run = AbortSignal.any([lead, together.signal]);
-				const parts = [...informers, ...controllers].map((part) =>
+				const all: Pick<Runnable, "run">[] = [...informers, ...controllers];
+				const parts = all.map((part) =>
 					part.run(run).catch((error) => {
 						together.abort();
 						throw error;
@@ -93,7 +93,16 @@ async function main(signal: AbortSignal): Promise<void> {
 	} finally {
 		server.close();
 		client.close();
+		elector.close();
 	}
+}
+
+/** Throws unless the lease is ours: after a pause (SIGSTOP, a frozen machine) another operator may be at work. */
+function permit(holding: Holding | undefined): void {
+	if (holding?.isValid() === true) return;
+	throw new GroundplaneError("KubernetesUnavailable", "this operator does not hold its lease any more", {
+		next: "The process ends and starts again; look at the API server's health when this happens often.",
+	});
 }
 
 /** `/healthz` (the process answers), `/readyz` and `/metrics`, plain HTTP. */
@@ -106,7 +115,7 @@ function serveHealth(ready: () => boolean) {
 			case "/healthz":
 				return answer(200, "ok");
 			case "/readyz":
-				return ready() ? answer(200, "ok") : answer(503, "not all objects are known yet");
+				return ready() ? answer(200, "ok") : answer(503, "what is known of the objects is not complete, or old");
 			case "/metrics":
 				return register.metrics().then(
 					(text) => answer(200, text, register.contentType),

@@ -30,16 +30,19 @@ export class KubeError extends GroundplaneError {
 	readonly httpStatus: number;
 	/** `metav1.Status.reason`, such as `NotFound` or `Conflict`. */
 	readonly reason: string;
+	/** Not to be asked again before this long, in milliseconds, if the server said so (Retry-After). */
+	readonly retryAfter: number | undefined;
 
 	constructor(
 		code: ErrorCode,
 		message: string,
-		init: { httpStatus: number; reason: string; next: string; cause?: unknown },
+		init: { httpStatus: number; reason: string; next: string; cause?: unknown; retryAfter?: number | undefined },
 	) {
 		super(code, message, { next: init.next, cause: init.cause });
 		this.name = "KubeError";
 		this.httpStatus = init.httpStatus;
 		this.reason = init.reason;
+		this.retryAfter = init.retryAfter;
 	}
 }
 
@@ -58,6 +61,9 @@ export interface ListOptions {
 	limit?: number;
 	continue?: string;
 	resourceVersion?: string;
+	resourceVersionMatch?: "Exact" | "NotOlderThan";
+	/** Media type to ask for, such as one with metadata only. */
+	accept?: string;
 	signal?: AbortSignal;
 }
 export interface KubeList<T> {
@@ -96,6 +102,7 @@ const patchTypes = {
 
 /** How often a request that the server turned away with 429 is sent again. */
 const maxThrottledRetries = 4;
+/** A server that asks for more than this is asked again by whoever asked for it, not here. */
 const maxRetryAfter = 10_000;
 
 /**
@@ -109,6 +116,7 @@ export class KubeClient {
 	readonly #agent: http.Agent;
 	readonly #userAgent: string;
 	readonly #timeout: number;
+	readonly #permit: (() => void) | undefined;
 
 	constructor(
 		config: KubeConfig,
@@ -118,12 +126,15 @@ export class KubeClient {
 			agent?: http.Agent;
 			/** Deadline of a request (not of a watch), in milliseconds. */
 			timeout?: number;
+			/** Asked before each request, which is not sent when it throws: whether this process may still act. */
+			permit?: () => void;
 		} = {},
 	) {
 		this.config = config;
 		this.#base = new URL(config.server);
 		this.#userAgent = options.userAgent ?? "groundplane";
 		this.#timeout = options.timeout ?? 30_000;
+		this.#permit = options.permit;
 		this.#agent =
 			options.agent ??
 			(this.#base.protocol === "http:"
@@ -161,8 +172,12 @@ export class KubeClient {
 
 	/** One page (all of it without `limit`). */
 	async list<T extends KubeObject>(resource: Resource<T>, options: ListOptions = {}): Promise<KubeList<T>> {
-		const { namespace, signal, ...query } = options;
-		const list = await this.request<KubeList<T>>("GET", collectionPath(resource, namespace), { query, signal });
+		const { namespace, signal, accept, ...query } = options;
+		const list = await this.request<KubeList<T>>("GET", collectionPath(resource, namespace), {
+			query,
+			signal,
+			...(accept === undefined ? {} : { headers: { accept } }),
+		});
 		// Go writes an empty list as null in places.
 		return { ...list, items: list.items ?? [] };
 	}
@@ -352,9 +367,10 @@ export class KubeClient {
 		}
 	}
 
-	/** Sends a request and gives the response once it is a success; 429 is retried as the server asks (bounded). */
+	/** Sends a request and gives the response once it is a success; 429 and 5xx are retried as the server asks (bounded). */
 	async #send(method: string, path: string, options: RequestOptions): Promise<http.IncomingMessage> {
 		for (let attempt = 0; ; attempt++) {
+			this.#permit?.();
 			const response = await this.#once(method, path, options).catch((error) => {
 				restClientRequests.inc({ code: "<error>", method, host: this.#base.host });
 				// A kept-alive connection that the server closed in this moment (Node's http.ClientRequest#reusedSocket).
@@ -367,13 +383,16 @@ export class KubeClient {
 			restClientRequests.inc({ code: String(code), method, host: this.#base.host });
 			if (code >= 200 && code < 300) return response;
 			const status = statusOf(await textOf(response), code);
-			const retryAfter = Number(response.headers["retry-after"] ?? Number.NaN) * 1000;
-			if (code === 429 && options.retryThrottled !== false && attempt < maxThrottledRetries) {
-				const wait = Math.min(maxRetryAfter, Number.isFinite(retryAfter) ? retryAfter : 1000);
+			const seconds = Number(response.headers["retry-after"] ?? Number.NaN);
+			const retryAfter = Number.isFinite(seconds) ? seconds * 1000 : undefined;
+			// As client-go: 429, and what a server that is going down answers.
+			const wait = retryAfter ?? (code === 429 ? 1000 : undefined);
+			const throttled = code === 429 ? options.retryThrottled !== false : code >= 500;
+			if (throttled && wait !== undefined && wait <= maxRetryAfter && attempt < maxThrottledRetries) {
 				await delay(wait * (1 + Math.random() / 2), undefined, { signal: options.signal });
 				continue;
 			}
-			throw fromStatus(status, `${method} ${path}`);
+			throw fromStatus(status, `${method} ${path}`, retryAfter);
 		}
 	}
 
@@ -424,11 +443,11 @@ function statusOf(text: string, code: number): Status {
 	return { code, message: text.slice(0, 500).trim() || http.STATUS_CODES[code] || "no reason given" };
 }
 
-function fromStatus(status: Status, what: string): KubeError {
+function fromStatus(status: Status, what: string, retryAfter?: number): KubeError {
 	const httpStatus = status.code ?? 500;
 	const reason = status.reason ?? "Unknown";
 	const [code, next] = meaning(httpStatus, reason);
-	return new KubeError(code, `${what}: ${status.message ?? reason}`, { httpStatus, reason, next });
+	return new KubeError(code, `${what}: ${status.message ?? reason}`, { httpStatus, reason, next, retryAfter });
 }
 
 function meaning(httpStatus: number, reason: string): [ErrorCode, string] {

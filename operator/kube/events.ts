@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import type { Logger } from "pino";
 import { asGroundplaneError } from "../../protocol/errors.ts";
 import type { KubeClient } from "./client.ts";
+import { eventsDropped } from "./metrics.ts";
 import { apiVersionOf, type EventObject, events, type KubeObject, type Resource } from "./resources.ts";
 
 /** The same event within this time only raises the count of the first one. */
@@ -9,6 +10,10 @@ const seriesWindow = 600_000;
 /** A count is written at most this often. */
 const writeInterval = 30_000;
 const cacheSize = 1000;
+/** Events are for people and may be lost: when this many wait (a whole region went away), further ones are dropped, as client-go does. */
+const mostWaiting = 1000;
+/** Written at the same time, so that they do not stand in the way of what matters. */
+const writers = 2;
 /** The API server refuses a longer note. */
 const maxNote = 1024;
 
@@ -33,6 +38,8 @@ interface Seen {
 export class EventRecorder {
 	readonly #options: EventRecorderOptions;
 	readonly #seen = new Map<string, Seen>();
+	readonly #waiting: (() => Promise<void>)[] = [];
+	#writing = 0;
 
 	constructor(options: EventRecorderOptions) {
 		this.#options = options;
@@ -46,11 +53,24 @@ export class EventRecorder {
 		reason: string,
 		note: string,
 	): void {
+		if (this.#waiting.length >= mostWaiting) {
+			eventsDropped.inc();
+			return;
+		}
 		const { log } = this.#options;
-		this.#write(resource, object, type, reason, note.slice(0, maxNote)).catch((error) => {
-			const { code, message } = asGroundplaneError(error);
-			log.warn({ code, err: message, reason }, "an event could not be written");
-		});
+		this.#waiting.push(() =>
+			this.#write(resource, object, type, reason, note.slice(0, maxNote)).catch((error) => {
+				const { code, message } = asGroundplaneError(error);
+				log.warn({ code, err: message, reason }, "an event could not be written");
+			}),
+		);
+		if (this.#writing < writers) void this.#drain();
+	}
+
+	async #drain(): Promise<void> {
+		this.#writing++;
+		for (let write = this.#waiting.shift(); write !== undefined; write = this.#waiting.shift()) await write();
+		this.#writing--;
 	}
 
 	async #write(resource: Resource, object: KubeObject, type: string, reason: string, note: string): Promise<void> {

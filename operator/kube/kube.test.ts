@@ -1,8 +1,6 @@
-import { setTimeout as delay } from "node:timers/promises";
-import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { describe, expect, it } from "vitest";
 import { setCondition } from "./conditions.ts";
 import { parseKubeConfig } from "./config.ts";
-import { WorkQueue } from "./workqueue.ts";
 
 describe("setCondition", () => {
 	const at = (seconds: number) => () => seconds * 1000;
@@ -20,59 +18,6 @@ describe("setCondition", () => {
 		const list = setCondition(setCondition([], { ...ready, type: "Installed" }, at(1)), ready, at(1));
 		expect(list.map(({ type }) => type)).toEqual(["Ready", "Installed"]);
 		expect(setCondition(list, ready, at(9))).toBe(list);
-	});
-});
-
-describe("WorkQueue", () => {
-	beforeEach(() => vi.useFakeTimers());
-	afterEach(() => vi.useRealTimers());
-	const queue = () => new WorkQueue({ name: "test", baseDelay: 100, maxDelay: 1000, random: () => 0.5 });
-
-	it("holds a key once, and keeps the order", async () => {
-		const q = queue();
-		for (const key of ["a", "b", "a"]) q.add(key);
-		expect([await q.get(), await q.get(), q.length]).toEqual(["a", "b", 0]);
-	});
-	it("never gives out a key that is worked on, and gives it again when it was added meanwhile", async () => {
-		const q = queue();
-		q.add("a");
-		expect(await q.get()).toBe("a");
-		q.add("a");
-		q.add("a");
-		expect(q.length).toBe(0);
-		q.done("a");
-		expect(await q.get()).toBe("a");
-		q.done("a");
-		expect(q.length).toBe(0);
-	});
-	it("doubles the delay of a key that fails, up to the bound, until it is forgotten", () => {
-		const q = queue();
-		expect(Array.from({ length: 6 }, () => q.addRateLimited("a"))).toEqual([100, 200, 400, 800, 1000, 1000]);
-		expect(q.addRateLimited("b")).toBe(100);
-		q.forget("a");
-		expect(q.addRateLimited("a")).toBe(100);
-	});
-	it("takes the earliest of several delays", async () => {
-		const q = queue();
-		q.addAfter("a", 500);
-		q.addAfter("a", 100);
-		q.addAfter("a", 300);
-		await vi.advanceTimersByTimeAsync(99);
-		expect(q.length).toBe(0);
-		await vi.advanceTimersByTimeAsync(1);
-		expect(await q.get()).toBe("a");
-		q.done("a");
-		await vi.advanceTimersByTimeAsync(1000);
-		expect(q.length).toBe(0);
-	});
-	it("wakes a waiting worker, and lets all go at the end", async () => {
-		const q = queue();
-		const workers = [q.get(), q.get()];
-		q.add("a");
-		expect(await Promise.race([...workers, delay(0)])).toBe("a");
-		q.shutDown();
-		q.add("b");
-		expect(await Promise.all(workers)).toEqual(["a", undefined]);
 	});
 });
 

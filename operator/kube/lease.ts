@@ -22,10 +22,16 @@ export interface LeaseOptions {
 	random?: () => number;
 }
 
+/** What the holder of a lease is told. */
+export interface Holding {
+	/** The Lease's `leaseTransitions`: a fencing token that grows with every holder. */
+	readonly epoch: number;
+	/** Whether the lease is still ours by our own clock. A process that was stopped for a while (SIGSTOP, a frozen VM) finds that it is not, before it has heard of its successor. */
+	isValid(): boolean;
+}
+
 /**
  * Leader election on a `Lease`, as client-go does it: waits for the lease, runs `lead` while it holds it, and gives it back.
- *
- * `lead` is told its epoch, the Lease's `leaseTransitions`: a fencing token that grows with every holder.
  *
  * Returns when `signal` aborted or `lead` ended. When the lease is lost, `lead`'s signal is aborted and an error is thrown at once:
  * the process should exit, because what `lead` still has under way can't be trusted to stop in time.
@@ -33,7 +39,7 @@ export interface LeaseOptions {
 export async function runWithLease(
 	options: LeaseOptions,
 	signal: AbortSignal,
-	lead: (signal: AbortSignal, holding: { epoch: number }) => Promise<void>,
+	lead: (signal: AbortSignal, holding: Holding) => Promise<void>,
 ): Promise<void> {
 	const { name, identity, retryPeriod = 2000, random = Math.random, log } = options;
 	const elector = new Elector(options);
@@ -60,7 +66,7 @@ export async function runWithLease(
 		}
 	})();
 	try {
-		await Promise.race([lead(leading, { epoch: elector.epoch }), lost]);
+		await Promise.race([lead(leading, { epoch: elector.epoch, isValid: () => !elector.isLost() }), lost]);
 	} finally {
 		leaderStatus.set({ name }, 0);
 		stop.abort();

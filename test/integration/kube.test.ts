@@ -10,7 +10,7 @@ import { register } from "prom-client";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { addFinalizer, applyStatus, removeFinalizer } from "../../operator/kube/apply.ts";
 import { isConflict, KubeClient, type KubeError } from "../../operator/kube/client.ts";
-import { Controller } from "../../operator/kube/controller.ts";
+import { Controller, type ControllerOptions } from "../../operator/kube/controller.ts";
 import { EventRecorder } from "../../operator/kube/events.ts";
 import { runWithLease } from "../../operator/kube/lease.ts";
 import { ConnectAgent } from "../../operator/kube/proxy.ts";
@@ -109,6 +109,35 @@ describe("a reflector", () => {
 		await second();
 	});
 
+	it("is found true by audits while everything changes", async () => {
+		const namespace = await namespaceOf("audit");
+		const reflector = new Reflector({
+			client: api.client,
+			resource: configMaps,
+			namespace,
+			auditInterval: 20,
+			pageSize: 5,
+			log,
+			indexers: { color: ({ data }) => (data?.color === undefined ? [] : [data.color]) },
+		});
+		const audits = await count("reflector_audits_total", { kind: "ConfigMap" });
+		const missed = await count("reflector_audit_missed_total", { kind: "ConfigMap" });
+		const stop = start(reflector);
+		await reflector.waitForSync();
+		for (let round = 0; round < 4; round++) {
+			for (let i = 0; i < 15; i++) await put(namespace, `c${i}`, { color: i % 2 === 0 ? "red" : "blue" });
+			await api.client.patch(configMaps, { name: "c1", namespace }, { data: { color: "red" } });
+			await until(() => expect(reflector.byIndex("color", "red")).toHaveLength(9));
+			for (let i = 0; i < 15; i++) await api.client.delete(configMaps, { name: `c${i}`, namespace });
+		}
+		await until(async () =>
+			expect(await count("reflector_audits_total", { kind: "ConfigMap" })).toBeGreaterThan(audits + 3),
+		);
+		await until(() => expect(reflector.size).toBe(0));
+		expect(await count("reflector_audit_missed_total", { kind: "ConfigMap" })).toBe(missed);
+		await stop();
+	});
+
 	it("gives up a connection on which nothing comes any more", async () => {
 		let watches = 0;
 		const silent = createServer((request, response) => {
@@ -157,10 +186,67 @@ describe("a controller", () => {
 		const stops = [start(primary), start(controller)];
 		await until(() => expect(seen).toEqual(Array(3).fill(`${namespace}/a`)));
 		expect(most).toBe(1);
+		expect(controller.isIdle).toBe(true);
 		await put(namespace, "b");
 		await until(() => expect(seen.filter((key) => key === `${namespace}/b`)).toHaveLength(3));
 		expect(await count("controller_runtime_reconcile_total", { controller: "test", result: "error" })).toBe(4);
 		for (const stop of stops) await stop();
+	});
+});
+
+describe("a controller that is busy", () => {
+	/** Works with one worker, which waits until it is let go on; answers the order in which keys came. */
+	async function oneAtATime(namespace: string, options: Partial<ControllerOptions<ConfigMap>> = {}) {
+		const primary = new Reflector({ client: api.client, resource: configMaps, namespace, log });
+		const seen: string[] = [];
+		const gate = Promise.withResolvers<void>();
+		const controller = new Controller({
+			name: namespace,
+			primary,
+			log,
+			async reconcile(key) {
+				seen.push(key.slice(namespace.length + 1));
+				await gate.promise;
+			},
+			...options,
+		});
+		const stops = [start(primary), start(controller)];
+		await primary.waitForSync();
+		return { seen, primary, open: gate.resolve, stop: () => Promise.all(stops.map((end) => end())) };
+	}
+
+	it("takes what was changed before what it only looks at again", async () => {
+		const namespace = await namespaceOf("priorities");
+		for (const name of ["a", "b", "c", "d"]) await put(namespace, name);
+		const { seen, primary, open, stop } = await oneAtATime(namespace);
+		await until(() => expect(seen).toEqual(["a"]));
+		await api.client.patch(configMaps, { name: "d", namespace }, { data: { x: "1" } });
+		await put(namespace, "e");
+		await until(() => expect(primary.get(`${namespace}/e`)).toBeDefined());
+		open();
+		await until(() => expect(seen).toEqual(["a", "e", "d", "b", "c"]));
+		await stop();
+	});
+
+	it("gives every reconciliation a deadline of its own", async () => {
+		const namespace = await namespaceOf("deadline");
+		for (const name of ["a", "b"]) await put(namespace, name);
+		const reasons: string[] = [];
+		const { seen, stop } = await oneAtATime(namespace, {
+			timeout: 50,
+			baseDelay: 600_000,
+			reconcile: (key, signal) =>
+				new Promise((_, reject) =>
+					signal.addEventListener("abort", () => {
+						reasons.push(`${key.at(-1)} ${signal.reason.name}`);
+						reject(signal.reason);
+					}),
+				),
+		});
+		await until(() => expect(reasons).toEqual(["a TimeoutError", "b TimeoutError"]));
+		expect(seen).toEqual([]);
+		expect(await count("controller_runtime_reconcile_timeouts_total", { controller: namespace })).toBe(2);
+		await stop();
 	});
 });
 

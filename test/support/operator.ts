@@ -5,12 +5,11 @@ import { parseAllDocuments, stringify } from "yaml";
 import { helm, publicJwks, repository } from "../../charts/testing.ts";
 import { tool } from "../../hack/builder/tools.ts";
 import { type OperatorConfig, readConfig } from "../../operator/config.ts";
-import type { ControllerDeps } from "../../operator/deps.ts";
+import { type ControllerDeps, createInformers } from "../../operator/deps.ts";
 import { KubeClient } from "../../operator/kube/client.ts";
 import type { KubeConfig } from "../../operator/kube/config.ts";
 import { EventRecorder } from "../../operator/kube/events.ts";
-import { Reflector } from "../../operator/kube/reflector.ts";
-import { clusters, hosts, namespaces, regions } from "../../operator/kube/resources.ts";
+import { namespaces } from "../../operator/kube/resources.ts";
 import type { TestApiServer } from "./apiserver.ts";
 
 /** The log of tests: silent unless LOG_LEVEL says otherwise. */
@@ -75,11 +74,7 @@ export async function operatorDeps(
 	return {
 		client,
 		config: settings,
-		informers: {
-			regions: new Reflector({ client, resource: regions, log }),
-			hosts: new Reflector({ client, resource: hosts, log }),
-			clusters: new Reflector({ client, resource: clusters, log }),
-		},
+		informers: createInformers(client, log),
 		events: new EventRecorder({ client, component: "groundplane-operator", instance: "test", log }),
 		log,
 		epoch: 1,

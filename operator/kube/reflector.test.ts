@@ -1,0 +1,280 @@
+import { createServer, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import pino from "pino";
+import { register } from "prom-client";
+import { afterEach, describe, expect, it, vi } from "vitest";
+import { KubeClient } from "./client.ts";
+import { type Change, isOlder, Reflector, type ReflectorOptions } from "./reflector.ts";
+import { type ConfigMap, configMaps } from "./resources.ts";
+import { Store } from "./store.ts";
+
+const log = pino({ level: "silent" });
+const until = (check: () => void | Promise<void>) => vi.waitFor(check, { timeout: 20_000, interval: 5 });
+
+/** An API server that answers as a test's script says: a real one can't be made to err in these ways. */
+class Scripted {
+	/** What each list answers: the body, or a status with headers. The last one stays. */
+	lists: ((url: URL) => { status?: number; headers?: Record<string, string>; body: unknown })[] = [];
+	/** What happens on each watch. The last one stays. */
+	watches: ((send: (...events: unknown[]) => void, response: ServerResponse) => void)[] = [() => {}];
+	readonly asked: URL[] = [];
+	readonly accepted: (string | undefined)[] = [];
+	readonly #server: Server;
+
+	constructor() {
+		this.#server = createServer((request, response) => {
+			const url = new URL(request.url ?? "/", "http://test");
+			this.asked.push(url);
+			this.accepted.push(request.headers.accept);
+			if (url.searchParams.get("watch") === "true") {
+				const next = this.watches.length > 1 ? this.watches.shift() : this.watches[0];
+				response.writeHead(200).flushHeaders();
+				next?.((...events) => {
+					for (const event of events) response.write(`${JSON.stringify(event)}\n`);
+				}, response);
+				return;
+			}
+			const next = this.lists.length > 1 ? this.lists.shift() : this.lists[0];
+			const { status = 200, headers = {}, body } = next?.(url) ?? { body: list("1") };
+			response.writeHead(status, headers).end(JSON.stringify(body));
+		});
+	}
+
+	get listed(): URL[] {
+		return this.asked.filter((url) => !url.searchParams.has("watch"));
+	}
+	get watched(): URL[] {
+		return this.asked.filter((url) => url.searchParams.has("watch"));
+	}
+
+	/** Runs a reflector against it until the test is over. */
+	async reflect(options: Partial<ReflectorOptions<ConfigMap>> = {}) {
+		await new Promise<void>((resolve) => this.#server.listen(0, "127.0.0.1", resolve));
+		const client = new KubeClient({ server: `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}` });
+		const reflector = new Reflector({ client, resource: configMaps, log, random: () => 0, ...options });
+		const changes: Change<ConfigMap>[] = [];
+		reflector.onChange((change) => changes.push(change));
+		const stop = new AbortController();
+		const ended = reflector.run(stop.signal);
+		cleanup.push(async () => {
+			stop.abort();
+			await ended;
+			client.close();
+			this.#server.closeAllConnections();
+			this.#server.close();
+		});
+		return { reflector, changes, told: () => changes.map(({ type, key }) => `${type} ${key}`) };
+	}
+}
+const cleanup: (() => Promise<void>)[] = [];
+afterEach(async () => {
+	for (const end of cleanup.splice(0)) await end();
+});
+
+const object = (name: string, resourceVersion: string, data: Record<string, string> = {}) => ({
+	metadata: { name, namespace: "n", resourceVersion },
+	data,
+});
+const list = (resourceVersion: string, ...items: unknown[]) => ({ metadata: { resourceVersion }, items });
+const event = (type: string, name: string, resourceVersion: string) => ({
+	type,
+	object: object(name, resourceVersion),
+});
+const bookmark = (resourceVersion: string) => ({ type: "BOOKMARK", object: { metadata: { resourceVersion } } });
+const gone = { type: "ERROR", object: { kind: "Status", code: 410, reason: "Expired", message: "too old" } };
+const total = async (name: string) =>
+	((await register.getSingleMetric(name)?.get())?.values ?? []).reduce((sum, { value }) => sum + value, 0);
+
+// By the names of client-go's reflector_test.go (v0.37) where it has the case.
+describe("a reflector", () => {
+	it("TestReflectorListAndWatch, TestReflectorWatchHandler: adds, changes and deletes, and watches from the list's version", async () => {
+		const api = new Scripted();
+		api.lists = [() => ({ body: list("10", object("a", "3"), object("b", "4")) })];
+		api.watches = [
+			(send) => send(event("ADDED", "c", "11"), event("MODIFIED", "a", "12"), event("DELETED", "b", "13")),
+		];
+		const { reflector, changes, told } = await api.reflect();
+		await until(() => expect(told()).toEqual(["added n/a", "added n/b", "added n/c", "updated n/a", "deleted n/b"]));
+		expect(changes.map(({ initial }) => initial)).toEqual([true, true, false, false, false]);
+		expect(reflector.list().map(({ metadata }) => metadata.name)).toEqual(["a", "c"]);
+		expect(api.watched[0]?.searchParams.get("resourceVersion")).toBe("10");
+		expect(api.watched[0]?.searchParams.get("allowWatchBookmarks")).toBe("true");
+	});
+
+	it("TestReflectorResourceVersionUpdate, TestWatchTimeout: goes on from the last event or bookmark, without a list, when the server ends the watch", async () => {
+		const api = new Scripted();
+		api.watches = [
+			(send, response) => {
+				send(event("ADDED", "a", "5"), bookmark("9"));
+				// Longer than a second: no reason to hold back.
+				setTimeout(() => response.end(), 1100);
+			},
+			() => {},
+		];
+		await api.reflect({ random: () => 0.5 });
+		await until(() => expect(api.watched).toHaveLength(2));
+		expect(api.watched[1]?.searchParams.get("resourceVersion")).toBe("9");
+		expect(api.listed).toHaveLength(1);
+		const timeout = Number(api.watched[0]?.searchParams.get("timeoutSeconds"));
+		expect([timeout >= 300, timeout <= 600]).toEqual([true, true]);
+	});
+
+	it("TestReflectorFullListIfExpired: reads everything at once when a page's token is too old", async () => {
+		const api = new Scripted();
+		const first = { metadata: { resourceVersion: "10", continue: "next" }, items: [object("a", "1")] };
+		api.lists = [
+			() => ({ body: first }),
+			() => ({ status: 410, body: gone.object }),
+			() => ({ body: list("20", object("a", "1"), object("b", "2")) }),
+		];
+		const { reflector } = await api.reflect({ pageSize: 1 });
+		await reflector.waitForSync();
+		expect(reflector.list()).toHaveLength(2);
+		expect(api.listed.map((url) => [url.searchParams.get("limit"), url.searchParams.get("continue")])).toEqual([
+			["1", null],
+			["1", "next"],
+			[null, null],
+		]);
+		await until(() => expect(api.watched[0]?.searchParams.get("resourceVersion")).toBe("20"));
+	});
+
+	it("TestReflectorExpiredExactResourceVersion: lists again on 410, telling only what is different", async () => {
+		const api = new Scripted();
+		api.lists = [
+			() => ({ body: list("10", object("same", "1"), object("changed", "2"), object("gone", "3")) }),
+			() => ({ body: list("20", object("same", "1"), object("changed", "12"), object("new", "13")) }),
+		];
+		api.watches = [(send) => send(gone), () => {}];
+		const { changes, told } = await api.reflect();
+		await until(() => expect(told().slice(3)).toEqual(["updated n/changed", "added n/new", "deleted n/gone"]));
+		expect(changes.slice(3).every(({ initial }) => !initial)).toBe(true);
+	});
+
+	it("TestBackoffOnTooManyRequests, TestNoRelistOnTooManyRequests: waits as long as a throttling server asks", async () => {
+		const api = new Scripted();
+		const throttled = { status: 429, headers: { "retry-after": "1" }, body: { kind: "Status", code: 429 } };
+		api.lists = [() => throttled, () => ({ body: list("1", object("a", "1")) })];
+		const startedAt = performance.now();
+		const { reflector } = await api.reflect();
+		await reflector.waitForSync();
+		expect(performance.now() - startedAt).toBeGreaterThan(990);
+		expect(api.listed).toHaveLength(2);
+	});
+
+	it("TestReflectorListAndWatchWithErrors, TestRetryInternalError: tries again after every kind of failure", async () => {
+		const api = new Scripted();
+		const broken = { status: 500, body: { kind: "Status", code: 500, reason: "InternalError" } };
+		api.lists = [() => broken, () => ({ body: list("1", object("a", "1")) })];
+		api.watches = [
+			(_, response) => response.destroy(),
+			(_, response) => response.end("{ no JSON\n"),
+			(send) => send(event("MODIFIED", "a", "2")),
+		];
+		const { told } = await api.reflect();
+		await until(() => expect(told()).toEqual(["added n/a", "updated n/a"]));
+		expect(api.listed).toHaveLength(2);
+		expect(api.watched).toHaveLength(3);
+	});
+
+	it("TestReflectorRespectStoreTransformer: keeps what is read, and never managedFields", async () => {
+		const api = new Scripted();
+		const full = { ...object("a", "1", { keep: "1", drop: "2" }) };
+		Object.assign(full.metadata, { managedFields: [{ manager: "x" }] });
+		api.lists = [() => ({ body: list("1", full) })];
+		const { reflector } = await api.reflect({
+			transform: ({ data, ...rest }) => ({ ...rest, data: { keep: data?.keep ?? "" } }),
+		});
+		await reflector.waitForSync();
+		expect(reflector.get("n/a")).toEqual(object("a", "1", { keep: "1" }));
+	});
+
+	it("takes no notice of an event that it was told before, and lists again after one out of order", async () => {
+		const api = new Scripted();
+		api.lists = [
+			() => ({ body: list("10", object("a", "9")) }),
+			() => ({ body: list("20", object("a", "12"), object("b", "11")) }),
+		];
+		api.watches = [
+			(send) =>
+				send(
+					event("MODIFIED", "a", "12"),
+					event("MODIFIED", "a", "12"),
+					event("MODIFIED", "a", "9"),
+					event("ADDED", "b", "11"),
+				),
+			() => {},
+		];
+		const { told } = await api.reflect();
+		await until(() => expect(told()).toEqual(["added n/a", "updated n/a", "added n/b"]));
+		expect(api.listed).toHaveLength(2);
+	});
+
+	it("does not bring back what was deleted when its creation is told again", async () => {
+		const api = new Scripted();
+		api.lists = [() => ({ body: list("10") }), () => ({ body: list("20") })];
+		api.watches = [
+			(send) => send(event("ADDED", "a", "11"), event("DELETED", "a", "12"), event("ADDED", "a", "11")),
+			(send) => send(event("ADDED", "b", "21")),
+		];
+		const { told } = await api.reflect();
+		await until(() => expect(told()).toEqual(["added n/a", "deleted n/a", "added n/b"]));
+	});
+
+	it("counts in an audit what the watch has missed, and mends it", async () => {
+		const api = new Scripted();
+		const full = () => list("15", object("a", "9"), object("changed", "14"), object("new", "13"));
+		api.lists = [() => ({ body: list("10", object("a", "9"), object("changed", "8"), object("gone", "7")) })];
+		api.lists.push(() => ({ body: full() }));
+		api.watches = [(send) => send(bookmark("15")), () => {}];
+		const missed = await total("reflector_audit_missed_total");
+		const { told } = await api.reflect({ auditInterval: 100 });
+		await until(() => expect(told().slice(3)).toEqual(["updated n/changed", "added n/new", "deleted n/gone"]));
+		expect((await total("reflector_audit_missed_total")) - missed).toBe(3);
+		const audit = api.listed[1] as URL;
+		expect([audit.searchParams.get("resourceVersion"), audit.searchParams.get("resourceVersionMatch")]).toEqual([
+			"15",
+			"Exact",
+		]);
+		expect(api.accepted[api.asked.indexOf(audit)]).toContain("PartialObjectMetadataList");
+		const audits = await total("reflector_audits_total");
+		await until(async () => expect(await total("reflector_audits_total")).toBeGreaterThan(audits));
+		expect((await total("reflector_audit_missed_total")) - missed).toBe(3);
+	});
+
+	it("is fresh while something is heard, and says how long ago that was", async () => {
+		const api = new Scripted();
+		let now = 0;
+		const { reflector } = await api.reflect({ now: () => now });
+		expect(reflector.isFresh).toBe(false);
+		await reflector.waitForSync();
+		expect(reflector.isFresh).toBe(true);
+		now = 200_000;
+		expect(reflector.isFresh).toBe(false);
+		const ages = await register.getSingleMetric("reflector_last_event_age_seconds")?.get();
+		expect(ages?.values).toMatchObject([{ value: 200, labels: { kind: "ConfigMap" } }]);
+	});
+});
+
+describe("a store", () => {
+	it("finds objects by what they say, also after they say something else", () => {
+		const store = new Store<ConfigMap>({ word: ({ data }) => Object.values(data ?? {}) });
+		store.put("n/a", object("a", "1", { x: "one", y: "two" }));
+		store.put("n/b", object("b", "1", { x: "one" }));
+		const names = (word: string) => store.byIndex("word", word).map(({ metadata }) => metadata.name);
+		expect([names("one"), names("two"), names("three")]).toEqual([["a", "b"], ["a"], []]);
+		store.put("n/a", object("a", "2", { x: "three" }));
+		expect([names("one"), names("two"), names("three")]).toEqual([["b"], [], ["a"]]);
+		store.delete("n/b");
+		expect([names("one"), store.size]).toEqual([[], 1]);
+		expect(() => store.byIndex("wrod", "one")).toThrow("no index");
+	});
+});
+
+it.each([
+	["9", "10", true],
+	["10", "9", false],
+	["10", "10", false],
+	["123456789012345678901", "123456789012345678902", true],
+	[undefined, "1", false],
+	["1", undefined, false],
+])("version %s is older than %s: %s", (version, than, older) => expect(isOlder(version, than)).toBe(older));
