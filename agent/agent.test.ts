@@ -13,7 +13,6 @@ import { Paths, policyAllows, proxyFor } from "./config.ts";
 import { verifyDesiredState } from "./desired.ts";
 import { parseOsRelease, readFacts } from "./facts.ts";
 import { certificateRequest, newKey } from "./identity.ts";
-import { pauseBefore } from "./link/backoff.ts";
 import { createLog } from "./log.ts";
 import { renderMetrics } from "./metrics.ts";
 import { evaluate, listeningPorts, type Probe, probe } from "./preflight.ts";
@@ -106,14 +105,6 @@ test("metrics fit a line that is paid by the byte", () => {
 	const zipped = gzipSync(text, { level: 9 });
 	expect(zipped.length).toBeLessThan(1000);
 	expect(gunzipSync(zipped).toString()).toBe(text);
-});
-
-test("pauses: three quick tries, then full jitter up to half a minute; hints and matters for people have their own", () => {
-	const most = (attempt: number) => pauseBefore(attempt, { random: () => 1 });
-	expect([0, 1, 2, 3, 4, 9, 30].map(most)).toEqual([300, 300, 300, 600, 1200, 30_000, 30_000]);
-	expect(pauseBefore(9, { random: () => 0 })).toBe(0);
-	expect(pauseBefore(0, { random: () => 1, hintMs: 1234 })).toBe(1234);
-	expect(pauseBefore(0, { random: () => 0.5, code: "CertificateRevoked" })).toBe(60_000);
 });
 
 test("a proxy from the environment counts unless no_proxy names the region", () => {

@@ -1,13 +1,18 @@
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
 import { GroundplaneError } from "../protocol/errors.ts";
 import { agentConfig } from "../protocol/messages.ts";
+import { certificatesIn } from "./link/dial.ts";
 
 /** Where the agent's files are. `root` is `/` but in tests. */
 export class Paths {
 	readonly config: string;
+	/** The customer's own words about the way to the region; no package has this file, so it survives them all. */
+	readonly link: string;
+	/** CA of a proxy of the customer's that opens up TLS. */
+	readonly proxyCa: string;
 	readonly joinToken: string;
 	readonly policy: string;
 	readonly services: string;
@@ -20,6 +25,8 @@ export class Paths {
 
 	constructor(root = "/") {
 		this.config = join(root, "etc/groundplane/agent.json");
+		this.link = join(root, "etc/groundplane/link.json");
+		this.proxyCa = join(root, "etc/groundplane/proxy-ca.pem");
 		this.joinToken = join(root, "etc/groundplane/join-token");
 		this.policy = join(root, "etc/groundplane/policy.json");
 		this.services = join(root, "etc/groundplane/services.d");
@@ -29,39 +36,76 @@ export class Paths {
 	}
 }
 
-/** `agent.json`, with the name that the host goes by and the proxy, if there is one. */
+/** `agent.json`, with the name that the host goes by and how the customer wants the region to be reached. */
 export type Config = Omit<z.output<typeof agentConfig>, "hostName" | "proxy"> & {
 	readonly hostName: string;
 	readonly proxy: string | undefined;
+	/** PEM. */
+	readonly proxyCa?: string | undefined;
 };
 
-/** Reads `agent.json`. Throws InvalidConfiguration. */
+/** `link.json`: what of `agent.json` the customer wants otherwise. */
+const linkConfig = z.strictObject(
+	agentConfig.pick({ address: true, tunnelServerName: true, tunnelPath: true, proxy: true }).partial().shape,
+);
+
+/**
+ * Reads `agent.json`, and `link.json` and `proxy-ca.pem` where the customer has put them. Fields that are not known are
+ * passed over, so that a newer region's package does. Throws InvalidConfiguration.
+ */
 export function loadConfig(paths: Paths, env: Readonly<Record<string, string | undefined>> = process.env): Config {
-	let content: unknown;
-	try {
-		content = JSON.parse(readFileSync(paths.config, "utf8"));
-	} catch (cause) {
-		throw new GroundplaneError("InvalidConfiguration", `${paths.config} can't be read`, {
-			next: "Install the package groundplane-agent-config of your region: run the command of gp host join-command.",
-			cause,
-		});
-	}
-	const parsed = agentConfig.safeParse(content);
-	if (!parsed.success) {
-		throw new GroundplaneError(
-			"InvalidConfiguration",
-			`${paths.config}: ${z.prettifyError(parsed.error).replaceAll("\n", " ")}`,
-			{
-				next: "Correct it, or install the package groundplane-agent-config again.",
-			},
-		);
-	}
-	const { hostName, proxy, ...rest } = parsed.data;
+	const stamped = read(paths.config, agentConfig, {
+		missing: "Install the package groundplane-agent-config of your region: run the command of gp host join-command.",
+		wrong: "Correct it, or install the package groundplane-agent-config again.",
+	});
+	const { hostName, proxy, ...rest } = { ...stamped, ...readOwn(paths.link) };
 	return {
 		...rest,
 		hostName: hostName || ownName(),
 		proxy: proxy ?? proxyFor(rest.address, env),
+		proxyCa: readProxyCa(paths.proxyCa),
 	};
+}
+
+function readOwn(path: string): Partial<Record<keyof z.output<typeof linkConfig>, string>> {
+	if (!existsSync(path)) return {};
+	return read(path, linkConfig, {
+		missing: "Correct it so that it is JSON, or remove it.",
+		wrong: "Correct it: it may hold address, tunnelServerName, tunnelPath and proxy. Or remove it.",
+	}) as Record<string, string>;
+}
+
+function read<Schema extends z.ZodType>(
+	path: string,
+	schema: Schema,
+	next: { missing: string; wrong: string },
+): z.output<Schema> {
+	let content: unknown;
+	try {
+		content = JSON.parse(readFileSync(path, "utf8"));
+	} catch (cause) {
+		throw new GroundplaneError("InvalidConfiguration", `${path} can't be read`, { next: next.missing, cause });
+	}
+	const parsed = schema.safeParse(content);
+	if (parsed.success) return parsed.data;
+	throw new GroundplaneError(
+		"InvalidConfiguration",
+		`${path}: ${z.prettifyError(parsed.error).replaceAll("\n", " ")}`,
+		{ next: next.wrong },
+	);
+}
+
+function readProxyCa(path: string): string | undefined {
+	if (!existsSync(path)) return undefined;
+	try {
+		const pem = readFileSync(path, "utf8");
+		if (certificatesIn(pem).length > 0) return pem;
+	} catch {
+		// Said below.
+	}
+	throw new GroundplaneError("InvalidConfiguration", `${path} holds no certificate that can be read`, {
+		next: "Put the proxy's CA there in PEM (-----BEGIN CERTIFICATE-----), or remove the file.",
+	});
 }
 
 /** The host's own name as a DNS label (RFC 1123 §2.1). */

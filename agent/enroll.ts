@@ -122,8 +122,8 @@ async function exchange(
 	body: string | undefined,
 	signal: AbortSignal,
 ): Promise<IncomingMessage> {
-	const { hostname: servername, host, pathname } = new URL(config.enrollUrl);
-	const socket = await dialTls(config, { ca: config.caBundle, servername }, signal);
+	const { hostname: serverName, host, pathname } = new URL(config.enrollUrl);
+	const { socket } = await dialTls(config, { ca: config.caBundle, proxyCa: config.proxyCa, serverName }, signal);
 	const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
 	const outgoing = request({
 		...options,

@@ -67,7 +67,9 @@ export async function run({
 		target: () => ({
 			address: config.address,
 			serverName: config.tunnelServerName,
+			path: config.tunnelPath,
 			ca: control.identity.caBundle,
+			proxyCa: config.proxyCa,
 			certificate: control.identity.certificate,
 			key: control.identity.key,
 			proxy: config.proxy,

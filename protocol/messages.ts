@@ -75,6 +75,8 @@ export const agentConfig = z.object({
 	address: z.string(),
 	/** SNI of the tunnel. */
 	tunnelServerName: z.string(),
+	/** Path of the tunnel, where something on the way wants another one than the usual. */
+	tunnelPath: z.string().startsWith("/").optional(),
 	/** Base URL for enrolment. */
 	enrollUrl: z.url(),
 	/** The region's root certificate, PEM. */

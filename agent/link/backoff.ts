@@ -1,11 +1,21 @@
 import type { ErrorCode } from "../../protocol/errors.ts";
 
-const FIRST_MS = 300;
-const MOST_MS = 30_000;
 /** Tries that come quickly, for the outage that is over at once. */
 const QUICK_TRIES = 3;
-/** What a person has to heal is tried again seldom. */
-const NEEDS_A_PERSON_MS = 60_000;
+const FIRST_MS = 300;
+const MOST_MS = 30_000;
+/**
+ * A pause is at most this part of how long the link has been away: after 3 s of outage a host is back within 0.3 s of its end,
+ * after 30 s within 1.2 s, and a day's outage costs two tries a minute.
+ */
+const PART_OF_OUTAGE = 1 / 25;
+/** What a person has to heal is tried more and more seldom, down to about once a minute. */
+const PERSON_FIRST_MS = 5_000;
+const PERSON_MOST_MS = 60_000;
+const PERSON_PART_OF_OUTAGE = 1 / 4;
+/** A hint is a promise not to come sooner; hosts that were given the same one spread over this part of it. */
+const HINT_SPREAD = 0.25;
+const HINT_MOST_MS = 300_000;
 
 const needsAPerson: ReadonlySet<ErrorCode> = new Set([
 	"CertificateInvalid",
@@ -17,16 +27,29 @@ const needsAPerson: ReadonlySet<ErrorCode> = new Set([
 	"Conflict",
 ]);
 
-/**
- * Pause before try number `attempt` (from 0): full jitter, so that a thousand hosts don't come back in step.
- * A hint of the gateway counts as it is.
- */
-export function pauseBefore(
-	attempt: number,
-	{ random, hintMs, code }: { random: () => number; hintMs?: number | undefined; code?: ErrorCode | undefined },
-): number {
-	if (hintMs !== undefined) return hintMs;
-	if (code !== undefined && needsAPerson.has(code)) return NEEDS_A_PERSON_MS * (0.5 + random());
-	const most = attempt < QUICK_TRIES ? FIRST_MS : Math.min(MOST_MS, FIRST_MS * 2 ** (attempt - QUICK_TRIES + 1));
-	return random() * most;
+/** What is known of an outage when the next try is planned. */
+export interface Outage {
+	/** Number of the coming try, from 0. */
+	attempt: number;
+	/** How long the link has been away. */
+	outageMs: number;
+	/** Why the last try failed, or the link broke. */
+	code?: ErrorCode | undefined;
+	/** When to come back, as the gateway said. */
+	hintMs?: number | undefined;
 }
+
+/**
+ * Pause before the next try: full jitter (Brooker, "Exponential Backoff and Jitter"), so that a thousand hosts don't come back
+ * in step. It grows with the outage instead of doubling, which would let a host sleep through the end of a short one.
+ */
+export function pauseBefore({ attempt, outageMs, code, hintMs }: Outage, random: () => number): number {
+	if (hintMs !== undefined) return Math.min(hintMs, HINT_MOST_MS) * (1 + HINT_SPREAD * random());
+	if (code !== undefined && needsAPerson.has(code)) {
+		return clamp(outageMs * PERSON_PART_OF_OUTAGE, PERSON_FIRST_MS, PERSON_MOST_MS) * (0.5 + random() / 2);
+	}
+	if (attempt < QUICK_TRIES) return random() * FIRST_MS;
+	return random() * clamp(outageMs * PART_OF_OUTAGE, FIRST_MS, MOST_MS);
+}
+
+const clamp = (value: number, least: number, most: number): number => Math.min(most, Math.max(least, value));

@@ -1,168 +1,269 @@
+import { X509Certificate } from "node:crypto";
 import { request } from "node:http";
-import { connect as connectTcp, type Socket } from "node:net";
+import type { Socket } from "node:net";
 import { connect as connectTls, type TLSSocket } from "node:tls";
-import { WebSocket } from "ws";
 import { type ErrorCode, errorCodes, GroundplaneError } from "../../protocol/errors.ts";
+import { isNonce, NONCE_HEADER, newNonce } from "../../protocol/hello.ts";
+import type { Transport } from "../../protocol/transport.ts";
 import { TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
+import { requestWebSocket } from "../../protocol/websocket.ts";
+import { AddressBook, connectFastest } from "./addresses.ts";
 
-/** Where the tunnel is and who this host is. */
-export interface DialTarget {
+/** How to get to the region. */
+export interface Way {
 	/** `host:port`. */
 	address: string;
-	/** SNI, and the name that the gateway's certificate must carry. */
+	/** `http://[user:password@]proxy:port`. */
+	proxy?: string | undefined;
+	/** Time for each phase: connection, proxy, TLS, WebSocket. */
+	phaseMs?: number;
+	addresses?: AddressBook;
+	/** Hears of every phase that was passed. */
+	trace?: (phase: DialPhase, detail: string) => void;
+}
+
+/** What a dial goes through, in this order; `proxy` only where there is one. */
+export type DialPhase = "dns" | "connect" | "proxy" | "tls" | "tunnel";
+
+/** Whom to believe at the other end. */
+export interface Trust {
+	/** SNI, and the name that the certificate must carry. */
 	serverName: string;
 	/** The region's root, PEM. */
 	ca: string;
+	/** CA of a proxy that opens up TLS, PEM: the customer put it there. */
+	proxyCa?: string | undefined;
+}
+
+/** Where the tunnel is and who this host is. */
+export interface DialTarget extends Way, Trust {
+	/** Path of the tunnel, where something on the way wants another one than the usual. */
+	path?: string | undefined;
 	/** The host's certificate with its chain, and its key, PEM. */
 	certificate: string;
 	key: string;
-	/** `http://[user:password@]proxy:port`. */
-	proxy?: string | undefined;
-	/** Time for each phase: connection (and proxy), TLS, WebSocket. */
-	phaseMs?: number;
+}
+
+/** An open WebSocket. Nothing is read before the transport is started. */
+export interface Dialled {
+	transport: Transport;
+	localAddress: string | undefined;
+	remoteAddress: string | undefined;
+	/** Somebody on the way has opened up TLS, so both ends have to prove in HELLO who they are, over these nonces. */
+	opened?: { hostNonce: string; gatewayNonce: string };
 }
 
 const PHASE_MS = 10_000;
+/** Linux repeats a SYN after 1 s and after 3 s; a new dial then serves better than its long silences afterwards. */
+const CONNECT_MS = 5_000;
 
-/** Opens the WebSocket of the tunnel, paused. Throws an error that tells a person what is in the way. */
-export async function dial(target: DialTarget, signal: AbortSignal): Promise<WebSocket> {
-	const { ca, certificate: cert, key, serverName: servername } = target;
-	const socket = await dialTls(target, { ca, cert, key, servername, minVersion: "TLSv1.3" }, signal);
-	return upgrade(socket, target, signal);
+const sharedAddresses = new AddressBook();
+
+/** Opens the WebSocket of the tunnel. Throws an error that tells a person what is in the way. */
+export async function dial(target: DialTarget, signal: AbortSignal): Promise<Dialled> {
+	const { certificate: cert, key, addresses = sharedAddresses } = target;
+	const { socket, opened } = await dialTls(target, { ...target, cert, key, tls13: true }, signal);
+	const { localAddress, remoteAddress } = socket;
+	try {
+		const hostNonce = opened ? newNonce() : undefined;
+		const { transport, gatewayNonce } = await upgrade(socket, target, hostNonce, signal);
+		target.trace?.("tunnel", `the gateway took the WebSocket at ${target.path ?? TUNNEL_PATH}`);
+		return {
+			transport,
+			localAddress,
+			remoteAddress,
+			...(hostNonce !== undefined && gatewayNonce !== undefined && { opened: { hostNonce, gatewayNonce } }),
+		};
+	} catch (error) {
+		addresses.demote(remoteAddress);
+		throw error;
+	}
 }
 
-/** A TLS connection to the region, through the proxy if there is one; also used for enrolment. */
+/**
+ * A TLS connection to the region, through the proxy if there is one; also used for enrolment. `opened` says that the
+ * certificate is not the region's but one of the customer's proxy, which opens up TLS.
+ */
 export async function dialTls(
-	{ address, proxy, phaseMs = PHASE_MS }: Pick<DialTarget, "address" | "proxy" | "phaseMs">,
-	options: { ca: string; servername: string; cert?: string; key?: string; minVersion?: "TLSv1.3" },
+	way: Way,
+	{ ca, proxyCa, serverName, cert, key, tls13 }: Trust & { cert?: string; key?: string; tls13?: boolean },
 	signal: AbortSignal,
-): Promise<TLSSocket> {
-	const raw =
-		proxy === undefined ? await dialTcp(address, phaseMs, signal) : await dialProxy(proxy, address, phaseMs, signal);
-	const socket = connectTls({ ...options, socket: raw, ALPNProtocols: ["http/1.1"] });
-	await within(
-		phaseMs,
-		signal,
-		`TLS handshake with ${address}`,
-		(resolve, reject) => {
+): Promise<{ socket: TLSSocket; opened: boolean }> {
+	const { address, proxy, phaseMs = PHASE_MS, addresses = sharedAddresses, trace } = way;
+	const raw = proxy === undefined ? await dialTcp(way, address, signal) : await dialProxy(way, proxy, signal);
+	const { remoteAddress } = raw;
+	const socket = connectTls({
+		socket: raw,
+		servername: serverName,
+		ca: proxyCa === undefined ? ca : [ca, proxyCa],
+		...(cert !== undefined && { cert }),
+		...(key !== undefined && { key }),
+		// A proxy of the customer's may be older than the region, which has 1.3 only.
+		...(tls13 && proxyCa === undefined && { minVersion: "TLSv1.3" as const }),
+		ALPNProtocols: ["http/1.1"],
+		// Judged below, where the certificate that doesn't do can be named. Nothing is sent before that.
+		rejectUnauthorized: false,
+	});
+	try {
+		await within<void>(phaseMs, signal, `TLS handshake with ${address}`, (resolve, reject) => {
 			socket.once("secureConnect", resolve);
-			socket.once("error", (error) => reject(tlsError(error, address, options.servername)));
+			socket.once("error", (error) => reject(tlsError(error, address, serverName)));
 			socket.once("close", () =>
 				reject(
 					new GroundplaneError("TunnelClosed", `${address} closed the connection during the TLS handshake`, {
-						next: "Check that a firewall or proxy on the way lets TLS with this server name through.",
+						next: `Check that a firewall or proxy on the way lets TLS for the name ${serverName} through.`,
 					}),
 				),
 			);
-		},
-		() => socket.destroy(),
-	);
-	return socket;
+		});
+		const shown = socket.getPeerX509Certificate();
+		if (!socket.authorized || shown === undefined) {
+			throw certificateError(String(socket.authorizationError), shown, address, serverName);
+		}
+		const opened = proxyCa !== undefined && !leadsTo(ca, shown);
+		trace?.(
+			"tls",
+			opened
+				? `${oneLine(shown.issuer)} opens up TLS; its CA is trusted by proxy-ca.pem`
+				: `${socket.getProtocol()}, certificate of the region for ${serverName}, good until ${shown.validToDate.toISOString()}`,
+		);
+		return { socket, opened };
+	} catch (error) {
+		socket.destroy();
+		addresses.demote(remoteAddress);
+		throw error;
+	}
 }
 
-async function dialTcp(address: string, ms: number, signal: AbortSignal): Promise<Socket> {
+async function dialTcp(
+	{ phaseMs = PHASE_MS, addresses = sharedAddresses, trace }: Way,
+	address: string,
+	signal: AbortSignal,
+): Promise<Socket> {
 	const { host, port } = splitAddress(address);
-	// Both address families, the faster wins (RFC 8305).
-	const socket = connectTcp({ host, port, autoSelectFamily: true, noDelay: true, keepAlive: true });
-	await within(
-		ms,
-		signal,
-		`connection to ${address}`,
-		(resolve, reject) => {
-			socket.once("connect", resolve);
-			socket.once("error", (error) => reject(networkError(error, address)));
-		},
-		() => socket.destroy(),
-	);
-	return socket;
+	const found = await addresses.find(host, phaseMs).catch((error) => {
+		throw networkError(error, host);
+	});
+	signal.throwIfAborted();
+	trace?.("dns", `${host} is ${found.map((one) => one.address).join(", ")}`);
+	const { connected, abandon } = connectFastest(found, port);
+	try {
+		const socket = await within<Socket>(
+			Math.min(phaseMs, CONNECT_MS),
+			signal,
+			`connection to ${address}`,
+			(resolve, reject) => {
+				connected.then(resolve, (error) => reject(networkError(error, address)));
+			},
+		);
+		trace?.("connect", `${socket.localAddress} reaches ${socket.remoteAddress} port ${port}`);
+		return socket;
+	} catch (error) {
+		abandon();
+		// It may have won in the meantime.
+		connected.then(
+			(socket) => socket.destroy(),
+			() => {},
+		);
+		throw error;
+	}
 }
 
-async function dialProxy(proxy: string, address: string, ms: number, signal: AbortSignal): Promise<Socket> {
-	const { hostname, port, username, password } = new URL(proxy);
-	const at = `${hostname}:${port || 3128}`;
-	const raw = await dialTcp(at, ms, signal);
-	const credentials = Buffer.from(`${decodeURIComponent(username)}:${decodeURIComponent(password)}`).toString("base64");
+async function dialProxy(way: Way, proxy: string, signal: AbortSignal): Promise<Socket> {
+	const { address, phaseMs = PHASE_MS } = way;
+	const { at, credentials } = splitProxy(proxy);
+	const raw = await dialTcp(way, at, signal);
 	const connect = request({
 		createConnection: () => raw,
 		method: "CONNECT",
 		path: address,
-		headers: { host: address, ...(username && { "proxy-authorization": `Basic ${credentials}` }) },
+		headers: { host: address, ...(credentials && { "proxy-authorization": `Basic ${credentials}` }) },
 	});
-	return within<Socket>(
-		ms,
-		signal,
-		`CONNECT through the proxy ${at}`,
-		(resolve, reject) => {
+	try {
+		const socket = await within<Socket>(phaseMs, signal, `CONNECT through the proxy ${at}`, (resolve, reject) => {
 			connect.once("connect", (response, socket, head) => {
 				if (response.statusCode === 200) {
 					if (head.length > 0) socket.unshift(head);
 					resolve(socket as Socket);
 					return;
 				}
-				socket.destroy();
+				const needsPassword = response.statusCode === 407;
 				reject(
 					new GroundplaneError(
-						response.statusCode === 407 ? "Unauthenticated" : "Forbidden",
+						needsPassword ? "Unauthenticated" : (response.statusCode ?? 0) >= 500 ? "Unreachable" : "Forbidden",
 						`the proxy ${at} answered ${response.statusCode} ${response.statusMessage} to CONNECT ${address}`,
 						{
-							next:
-								response.statusCode === 407
-									? "Put user and password of the proxy into https_proxy in /etc/default/groundplane-agent."
+							next: needsPassword
+								? "Put user and password of the proxy into https_proxy in /etc/default/groundplane-agent."
+								: (response.statusCode ?? 0) >= 500
+									? `The proxy does not get to ${address} itself: look at its way out and its DNS.`
 									: `Let the proxy allow CONNECT to ${address}.`,
 						},
 					),
 				);
 			});
+			connect.once("response", (response) => {
+				reject(
+					new GroundplaneError("Forbidden", `the proxy ${at} answered ${response.statusCode} instead of connecting`, {
+						next: `Check that ${at} is an HTTP proxy that allows CONNECT.`,
+					}),
+				);
+			});
 			connect.once("error", (error) => reject(networkError(error, `proxy ${at}`)));
 			connect.end();
-		},
-		() => raw.destroy(),
-	);
+		});
+		way.trace?.("proxy", `${at} connects to ${address}`);
+		return socket;
+	} catch (error) {
+		raw.destroy();
+		throw error;
+	}
 }
 
-async function upgrade(socket: TLSSocket, target: DialTarget, signal: AbortSignal): Promise<WebSocket> {
-	const webSocket = new WebSocket(`ws://${target.serverName}${TUNNEL_PATH}`, TUNNEL_SUBPROTOCOL, {
-		createConnection: () => socket,
-		perMessageDeflate: false,
-		maxPayload: 1024 * 1024,
-		// Masking protects old proxies from plain text (RFC 6455 §10.3); inside TLS there is none, and zeros cost nothing.
-		generateMask: (mask) => mask.fill(0),
-	});
-	webSocket.on("error", () => {});
-	await within<void>(
-		target.phaseMs ?? PHASE_MS,
-		signal,
-		`WebSocket handshake with ${target.address}`,
-		(resolve, reject) => {
-			webSocket.once("open", () => {
-				webSocket.pause();
-				resolve();
+async function upgrade(
+	socket: TLSSocket,
+	{ serverName, path = TUNNEL_PATH, address, phaseMs = PHASE_MS }: DialTarget,
+	hostNonce: string | undefined,
+	signal: AbortSignal,
+): Promise<{ transport: Transport; gatewayNonce: string | undefined }> {
+	try {
+		const answer = await within<Awaited<ReturnType<typeof requestWebSocket>>>(
+			phaseMs,
+			signal,
+			`WebSocket handshake with ${address}`,
+			(resolve, reject) => {
+				requestWebSocket(socket, {
+					host: serverName,
+					path,
+					subprotocol: TUNNEL_SUBPROTOCOL,
+					...(hostNonce !== undefined && { headers: { [NONCE_HEADER]: hostNonce }, masked: true }),
+				}).then(resolve, (error) =>
+					reject(error instanceof GroundplaneError ? error : tlsError(error, address, serverName)),
+				);
+			},
+		);
+		if (answer.transport === undefined) {
+			throw refusal(answer.status, answer.body, answer.headers["retry-after"]);
+		}
+		const gatewayNonce = answer.headers[NONCE_HEADER];
+		if (hostNonce !== undefined && !isNonce(gatewayNonce)) {
+			throw new GroundplaneError("CertificateInvalid", "the gateway did not say how to prove who this host is", {
+				next: "Let the proxy pass the header groundplane-nonce and this address unopened, or upgrade the region.",
 			});
-			webSocket.once("unexpected-response", (_request, response) => {
-				const chunks: Buffer[] = [];
-				response.on("data", (chunk: Buffer) => {
-					if (chunks.length < 16) chunks.push(chunk);
-				});
-				response.on("end", () => reject(refusal(response.statusCode ?? 0, Buffer.concat(chunks).toString("utf8"))));
-				response.on("error", reject);
-			});
-			webSocket.once("error", (error) => reject(tlsError(error, target.address, target.serverName)));
-		},
-		() => {
-			webSocket.terminate();
-			socket.destroy();
-		},
-	);
-	return webSocket;
+		}
+		return { transport: answer.transport, gatewayNonce: isNonce(gatewayNonce) ? gatewayNonce : undefined };
+	} catch (error) {
+		socket.destroy();
+		throw error;
+	}
 }
 
-/** Runs one phase with a deadline; when it fails, what was begun is thrown away. */
+/** Runs one phase with a deadline. What was begun is the caller's to end when it fails. */
 async function within<Result>(
 	ms: number,
 	signal: AbortSignal,
 	what: string,
 	begin: (resolve: (value: Result) => void, reject: (error: unknown) => void) => void,
-	undo: () => void,
 ): Promise<Result> {
 	const { promise, resolve, reject } = Promise.withResolvers<Result>();
 	const timer = setTimeout(
@@ -178,22 +279,27 @@ async function within<Result>(
 	signal.addEventListener("abort", onAbort, { once: true });
 	try {
 		if (signal.aborted) onAbort();
-		begin(resolve, reject);
+		else begin(resolve, reject);
 		return await promise;
-	} catch (error) {
-		undo();
-		throw error;
 	} finally {
 		clearTimeout(timer);
 		signal.removeEventListener("abort", onAbort);
 	}
 }
 
-/** What the gateway said instead of switching protocols. */
-function refusal(status: number, body: string): GroundplaneError {
+/** What the gateway said instead of switching protocols. `details.retryAfterMs` is its hint when to come back. */
+export function refusal(status: number, body: string, retryAfter: string | undefined): GroundplaneError {
+	const seconds = Number(retryAfter ?? Number.NaN);
+	let hint = Number.isFinite(seconds) && seconds >= 0 ? seconds * 1000 : undefined;
 	try {
-		const { code, detail, next } = JSON.parse(body) as { code: string; detail: string; next: string };
-		if (Object.hasOwn(errorCodes, code)) return new GroundplaneError(code as ErrorCode, detail, { next });
+		const { code, detail, next, retryAfterMs } = JSON.parse(body) as Record<string, unknown>;
+		if (typeof retryAfterMs === "number" && retryAfterMs >= 0) hint = retryAfterMs;
+		if (typeof code === "string" && Object.hasOwn(errorCodes, code)) {
+			return new GroundplaneError(code as ErrorCode, String(detail), {
+				next: String(next),
+				...(hint !== undefined && { details: { retryAfterMs: hint } }),
+			});
+		}
 	} catch {
 		// Not ours; said below.
 	}
@@ -202,6 +308,7 @@ function refusal(status: number, body: string): GroundplaneError {
 		`the address answered HTTP ${status} instead of opening a tunnel`,
 		{
 			next: "Check that no proxy on the way terminates TLS or forbids WebSocket, and that the address is the region's.",
+			...(hint !== undefined && { details: { retryAfterMs: hint } }),
 		},
 	);
 }
@@ -225,33 +332,94 @@ const reasons: Record<string, [message: string, next: string]> = {
 	ENETUNREACH: ["the network is unreachable", "Check the host's default route (ip route)."],
 };
 
+/** A certificate at the other end that doesn't do, and whose it is. */
+function certificateError(
+	code: string,
+	shown: X509Certificate | undefined,
+	address: string,
+	serverName: string,
+): GroundplaneError {
+	const fail = (kind: ErrorCode, message: string, next: string) =>
+		new GroundplaneError(kind, message, { next, details: { reason: code } });
+	if (code === "CERT_NOT_YET_VALID" || code === "CERT_HAS_EXPIRED") {
+		const life = shown ? `, it is from ${shown.validFromDate.toISOString()} to ${shown.validToDate.toISOString()}` : "";
+		return fail(
+			"ClockSkew",
+			`the certificate of ${address} is not valid at this host's time (${new Date().toISOString()})${life}`,
+			"Check the host's clock (timedatectl). If it is right, the region's certificate has ended: look at the operator.",
+		);
+	}
+	if (code.startsWith("ERR_TLS_CERT_ALTNAME")) {
+		return fail(
+			"CertificateInvalid",
+			`the certificate that ${address} shows is for ${shown?.subjectAltName ?? "no name"}, not for ${serverName}`,
+			"Check the server name (tunnelServerName) and the address: it is another service or another region.",
+		);
+	}
+	const issuer = shown ? oneLine(shown.issuer) : "nobody";
+	const digest = shown ? ` (SHA-256 of the certificate ${shown.fingerprint256})` : "";
+	return fail(
+		"CertificateInvalid",
+		`the certificate that ${address} shows for ${serverName} is not of this region: ${issuer} issued it${digest}`,
+		`If "${issuer}" is a proxy of yours that opens up TLS, exempt ${serverName} there, or put its CA into /etc/groundplane/proxy-ca.pem. If not, check the address; a region that was made anew needs a new join command.`,
+	);
+}
+
+const oneLine = (name: string): string => name.split("\n").reverse().join(", ");
+
+/** What OpenSSL says in a handshake or after it (in TLS 1.3 a client's certificate is judged after it). */
 export function tlsError(error: NodeJS.ErrnoException, address: string, serverName: string): GroundplaneError {
 	const code = error.code ?? "";
 	const fail = (kind: ErrorCode, message: string, next: string) =>
 		new GroundplaneError(kind, message, { next, cause: error });
-	if (code === "CERT_NOT_YET_VALID" || code === "CERT_HAS_EXPIRED") {
-		return fail(
-			"ClockSkew",
-			`the certificate of ${address} is not valid at this host's time (${new Date().toISOString()})`,
-			"Check the host's clock (timedatectl). If it is right, the region's certificate has ended: look at the operator.",
-		);
-	}
-	if (/^(SELF_SIGNED|UNABLE_TO|DEPTH_ZERO|CERT_|ERR_TLS_CERT_ALTNAME)/.test(code)) {
-		return fail(
-			"CertificateInvalid",
-			`the certificate that ${address} shows is not ${serverName}'s of this region (${code})`,
-			"Check the address, and that no proxy on the way opens up TLS; a region that was made anew needs a new join command.",
-		);
-	}
-	if (code.startsWith("ERR_SSL_")) {
+	if (!code.startsWith("ERR_SSL_")) return networkError(error, address);
+	if (/ALERT_(BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|CERTIFICATE_|UNKNOWN_CA|ACCESS_DENIED)/.test(code)) {
 		return fail(
 			"CertificateInvalid",
 			`the gateway did not accept this host's certificate (${code})`,
 			"Enrol the host again with a new join command.",
 		);
 	}
-	return networkError(error, address);
+	if (/UNRECOGNIZED_NAME/.test(code)) {
+		return fail(
+			"TunnelProtocolError",
+			`${address} knows no ${serverName} (${code})`,
+			"Check the server name (tunnelServerName) and that the region is there.",
+		);
+	}
+	if (/PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL|NO_PROTOCOLS/.test(code)) {
+		return fail(
+			"TunnelProtocolError",
+			`${address} does not speak TLS 1.3 (${code})`,
+			"Something on the way ends TLS with an older version: exempt this name there.",
+		);
+	}
+	return fail(
+		"TunnelProtocolError",
+		`what answers at ${address} does not speak TLS as it should (${code})`,
+		"Check the address and the port, and that no firewall, proxy or sign-in page on the way answers in the region's place.",
+	);
 }
+
+/** Whether a certificate is signed, by itself or through its chain, by one of these roots (PEM). */
+function leadsTo(roots: string, leaf: X509Certificate): boolean {
+	const anchors = certificatesIn(roots);
+	const signedBy = (certificate: X509Certificate, issuer: X509Certificate) =>
+		certificate.checkIssued(issuer) && certificate.verify(issuer.publicKey);
+	for (let at = leaf, depth = 0; depth < 8; depth++) {
+		if (anchors.some((anchor) => signedBy(at, anchor))) return true;
+		const issuer = at.issuerCertificate;
+		if (issuer === undefined || issuer.fingerprint256 === at.fingerprint256 || !signedBy(at, issuer)) return false;
+		at = issuer;
+	}
+	return false;
+}
+
+/** The certificates of a PEM file. */
+export const certificatesIn = (pem: string): X509Certificate[] =>
+	(pem.match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? []).map(
+		(one) => new X509Certificate(one),
+	);
 
 /** `host:port`, with IPv6 in brackets. */
 export function splitAddress(address: string): { host: string; port: number } {
@@ -262,4 +430,15 @@ export function splitAddress(address: string): { host: string; port: number } {
 		});
 	}
 	return { host: (match[1] ?? match[2]) as string, port: Number(match[3]) };
+}
+
+/** A proxy's `host:port`, and what goes into Proxy-Authorization. Port 80 is what a URL forgets; none at all means 3128. */
+export function splitProxy(proxy: string): { at: string; credentials: string | undefined } {
+	const { hostname, port, username, password } = new URL(proxy);
+	const written = /^[a-z]+:\/\/(?:[^@/]*@)?(?:\[[^\]]*\]|[^:/]*):(\d+)/i.exec(proxy)?.[1];
+	const plain = `${decodeURIComponent(username)}:${decodeURIComponent(password)}`;
+	return {
+		at: `${hostname}:${port || written || 3128}`,
+		credentials: username === "" ? undefined : Buffer.from(plain).toString("base64"),
+	};
 }

@@ -1,18 +1,14 @@
-import { randomUUID } from "node:crypto";
+import { randomUUID, X509Certificate } from "node:crypto";
 import { EventEmitter } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
-import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
-import {
-	type GoAway,
-	type IncomingStream,
-	Session,
-	type SessionLimits,
-	webSocketTransport,
-} from "../../protocol/mux.ts";
+import { asGroundplaneError, type ErrorCode, GroundplaneError } from "../../protocol/errors.ts";
+import { type HelloClaim, signHello, verifyHello } from "../../protocol/hello.ts";
+import { type GoAway, type Hello, type IncomingStream, Session, type SessionLimits } from "../../protocol/mux.ts";
 import { VERSION } from "../../protocol/version.ts";
 import type { Log } from "../log.ts";
 import { pauseBefore } from "./backoff.ts";
-import { type DialTarget, dial } from "./dial.ts";
+import { certificatesIn, type Dialled, type DialTarget, dial } from "./dial.ts";
+import { disturbance, LOOK_MS, type Surroundings, surroundings } from "./network.ts";
 
 export interface LinkOptions {
 	/** Read at every try, so that a new certificate or address counts at once. */
@@ -24,6 +20,9 @@ export interface LinkOptions {
 	log: Log;
 	random?: () => number;
 	limits?: Partial<SessionLimits>;
+	/** Looks at clocks and addresses; and how often. */
+	look?: () => Surroundings;
+	lookMs?: number;
 }
 
 /** How the link is doing, for `gp-agent status` and the metrics. */
@@ -40,17 +39,27 @@ export interface LinkState {
 const GOOD_MS = 10_000;
 /** An agent asks sooner than the gateway would, so that one of the two pings suffices. */
 const PING_AFTER_MS = 25_000;
+/** After a sleep or a change of the network the gateway has this long to say anything. */
+const PROBE_MS = 3_000;
+/** Why a gateway lets a host go that did nothing wrong: the old tunnel serves until the new one is open. */
+const moves: ReadonlySet<ErrorCode> = new Set(["TunnelClosed", "Overloaded"]);
 
 /**
  * Keeps a tunnel open for ever. Emits `up` with each new session; the one before may live on for a while
  * until its streams have ended.
+ *
+ * One tunnel at a time, also where there are two gateways: the newest one is the host's (its route has the higher epoch), so
+ * a second one would carry nothing. When a gateway leaves, the next tunnel is opened before the old one ends.
  */
 export class Link extends EventEmitter<{ up: [session: Session]; down: [error: GroundplaneError]; state: [] }> {
 	readonly #options: LinkOptions;
 	readonly #random: () => number;
+	/** The newest session that is not over. */
 	#session: Session | undefined;
+	#localAddress: string | undefined;
 	#state: LinkState = { connected: false, since: Date.now(), reconnects: -1 };
 	#renew: (() => void) | undefined;
+	#wake: (() => void) | undefined;
 
 	constructor(options: LinkOptions) {
 		super();
@@ -58,9 +67,9 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		this.#random = options.random ?? Math.random;
 	}
 
-	/** The session to open streams on; undefined while the link is down. */
+	/** The session to open streams on; undefined while there is none that takes any. */
 	get session(): Session | undefined {
-		return this.#session;
+		return this.#session?.leaving ? undefined : this.#session;
 	}
 
 	get state(): LinkState {
@@ -75,50 +84,87 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 
 	/** Runs until `signal` aborts, then ends the tunnel in an orderly way. */
 	async run(signal: AbortSignal): Promise<void> {
-		const { log } = this.#options;
+		const forget = this.#lookAround();
+		let awaySince = performance.now();
 		for (let attempt = 0; !signal.aborted; attempt++) {
-			let hintMs: number | undefined;
-			let problem: GroundplaneError;
+			let left: Leaving;
 			const started = performance.now();
 			try {
-				const session = await this.#connect(signal);
-				const goAway = await this.#holdUntilItLeaves(session, signal);
-				if (signal.aborted) break;
-				if (goAway === "renew") {
+				left = await this.#connectAndHold(signal);
+				if (performance.now() - started > GOOD_MS || left === "renew") {
 					attempt = -1;
-					continue;
+					awaySince = performance.now();
 				}
-				hintMs = goAway?.reconnectAfterMs;
-				problem =
-					goAway === undefined
-						? ((await session.closed) ??
-							new GroundplaneError("TunnelClosed", "the tunnel was closed", { next: "Nothing." }))
-						: new GroundplaneError(goAway.code, `the gateway says: ${goAway.message}`, { next: "Nothing, it passes." });
-				if (performance.now() - started > GOOD_MS) attempt = -1;
 			} catch (error) {
-				problem = asGroundplaneError(error);
+				left = { problem: asGroundplaneError(error) };
 			}
 			if (signal.aborted) break;
-			this.#down(problem);
-			const pause = pauseBefore(Math.max(0, attempt), { random: this.#random, hintMs, code: problem.code });
-			log.warn({ code: problem.code, next: problem.next, retryMs: Math.round(pause) }, problem.message);
-			await delay(pause, undefined, { signal }).catch(() => {});
+			if (left === "renew") continue;
+			const { problem, hintMs = problem.details?.retryAfterMs as number | undefined } = left;
+			if (!this.#session || !moves.has(problem.code)) this.#down(problem);
+			const outageMs = performance.now() - awaySince;
+			const { code, message, next } = problem;
+			const pause = pauseBefore({ attempt: Math.max(0, attempt), outageMs, code, hintMs }, this.#random);
+			this.#options.log.warn({ code, next, retryMs: Math.round(pause) }, message);
+			await this.#pause(pause, { wakes: hintMs === undefined, signal });
 		}
+		forget();
 		await this.#session?.drain({ code: "TunnelClosed", message: "the agent is stopping" }, 2_000);
 		this.#session = undefined;
 	}
 
-	async #connect(signal: AbortSignal): Promise<Session> {
-		const webSocket = await dial(this.#options.target(), signal);
-		const session = new Session(webSocketTransport(webSocket), {
+	/** Opens a tunnel and resolves when another one is wanted: this one has ended or is about to, or `renew` was called. */
+	async #connectAndHold(signal: AbortSignal): Promise<Leaving> {
+		const target = this.#options.target();
+		const dialled = await dial(target, signal);
+		const session = await this.#greet(target, dialled, signal);
+		this.#up(session, dialled);
+		const { promise, resolve } = Promise.withResolvers<Leaving>();
+		const onAbort = () => resolve("renew");
+		const onGoAway = ({ code, message, reconnectAfterMs }: GoAway) => {
+			target.addresses?.demote(dialled.remoteAddress);
+			resolve({
+				problem: new GroundplaneError(code, `the gateway says: ${message}`, { next: "Nothing, it passes." }),
+				hintMs: reconnectAfterMs,
+			});
+		};
+		session.once("goaway", onGoAway);
+		if (session.goAwayReceived) onGoAway(session.goAwayReceived);
+		signal.addEventListener("abort", onAbort, { once: true });
+		this.#renew = () => resolve("renew");
+		void session.closed.then((error) => {
+			const problem = error ?? new GroundplaneError("TunnelClosed", "the tunnel was closed", { next: "Nothing." });
+			resolve({ problem });
+			if (this.#session !== session || signal.aborted) return;
+			this.#session = undefined;
+			this.#down(problem);
+		});
+		try {
+			return await promise;
+		} finally {
+			signal.removeEventListener("abort", onAbort);
+			this.#renew = undefined;
+		}
+	}
+
+	/** Says HELLO and hears the gateway's. Where TLS was opened up on the way, each proves in it who it is. */
+	async #greet(target: DialTarget, { transport, opened }: Dialled, signal: AbortSignal): Promise<Session> {
+		const { hostName, bootId, limits } = this.#options;
+		const connectionId = randomUUID();
+		const claim = { region: regionOf(target.certificate), name: hostName, connectionId, ...(opened ?? noNonces) };
+		const session = new Session(transport, {
 			role: "client",
 			hello: {
-				name: this.#options.hostName,
+				name: hostName,
 				software: VERSION,
-				bootId: this.#options.bootId,
-				connectionId: randomUUID(),
+				bootId,
+				connectionId,
+				...(opened && { identity: signHello({ ...claim, role: "host" }, target) }),
 			},
-			limits: { pingAfterMs: PING_AFTER_MS, ...this.#options.limits },
+			checkHello: (hello) => {
+				if (opened) judgeGateway(target, hello, { ...claim, ...hello, role: "gateway" });
+			},
+			limits: { pingAfterMs: PING_AFTER_MS, ...limits },
 		});
 		session.on("stream", this.#options.onStream);
 		const stop = () => session.destroy();
@@ -127,32 +173,14 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		return session;
 	}
 
-	/** Resolves with the gateway's GOAWAY, `renew`, or undefined when the session has ended. */
-	async #holdUntilItLeaves(session: Session, signal: AbortSignal): Promise<GoAway | "renew" | undefined> {
+	#up(session: Session, { localAddress }: Dialled): void {
 		this.#session = session;
-		this.#state = {
-			connected: true,
-			since: Date.now(),
-			gateway: session.peer?.name ?? "",
-			reconnects: this.#state.reconnects + 1,
-		};
-		this.#options.log.info({ gateway: session.peer?.name }, "tunnel open");
+		this.#localAddress = localAddress;
+		const gateway = session.peer?.name ?? "";
+		this.#state = { connected: true, since: Date.now(), gateway, reconnects: this.#state.reconnects + 1 };
+		this.#options.log.info({ gateway }, "tunnel open");
 		this.emit("state");
 		this.emit("up", session);
-		const { promise, resolve } = Promise.withResolvers<GoAway | "renew" | undefined>();
-		const onAbort = () => resolve(undefined);
-		session.once("goaway", resolve);
-		if (session.goAwayReceived) resolve(session.goAwayReceived);
-		signal.addEventListener("abort", onAbort, { once: true });
-		this.#renew = () => resolve("renew");
-		void session.closed.then(() => resolve(undefined));
-		try {
-			return await promise;
-		} finally {
-			signal.removeEventListener("abort", onAbort);
-			this.#renew = undefined;
-			if (!signal.aborted && session.leaving && this.#session === session) this.#session = undefined;
-		}
 	}
 
 	#down(error: GroundplaneError): void {
@@ -163,4 +191,59 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 			this.emit("down", error);
 		}
 	}
+
+	async #pause(ms: number, { wakes, signal }: { wakes: boolean; signal: AbortSignal }): Promise<void> {
+		const woken = new Promise<void>((resolve) => {
+			this.#wake = wakes ? resolve : undefined;
+		});
+		const over = new AbortController();
+		await Promise.race([
+			woken,
+			delay(ms, undefined, { signal: AbortSignal.any([signal, over.signal]) }).catch(() => {}),
+		]);
+		over.abort();
+		this.#wake = undefined;
+	}
+
+	/** A machine that slept, or whose network changed, finds out at once whether its tunnel still stands. */
+	#lookAround(): () => void {
+		const look = this.#options.look ?? surroundings;
+		let before = look();
+		const timer = setInterval(() => {
+			const now = look();
+			const what = disturbance(before, now, this.#localAddress);
+			before = now;
+			if (what === undefined) return;
+			this.#options.log.debug({ what }, "the machine's clock or network changed");
+			if (what !== "network-changed") this.#session?.probe(PROBE_MS);
+			this.#wake?.();
+		}, this.#options.lookMs ?? LOOK_MS);
+		return () => clearInterval(timer);
+	}
+}
+
+/** Why a tunnel is no longer enough. */
+type Leaving = "renew" | { problem: GroundplaneError; hintMs?: number | undefined };
+
+const noNonces = { hostNonce: "", gatewayNonce: "" };
+
+/** The region that a host's certificate is for, as its SAN says (`groundplane://REGION/hosts/HOST`). */
+const regionOf = (certificate: string): string =>
+	/URI:groundplane:\/\/([^/]+)\/hosts\//.exec(new X509Certificate(certificate).subjectAltName ?? "")?.[1] ?? "";
+
+/** Behind a proxy that opens up TLS: the gateway must hold the key of a certificate that the region's root issued for it. */
+function judgeGateway({ ca, serverName }: DialTarget, { identity }: Hello, claim: HelloClaim): void {
+	const leaf = verifyHello(claim, identity);
+	const now = Date.now();
+	const good =
+		certificatesIn(ca).some((root) => leaf.checkIssued(root) && leaf.verify(root.publicKey)) &&
+		leaf.checkHost(serverName) !== undefined &&
+		leaf.validFromDate.getTime() <= now &&
+		leaf.validToDate.getTime() > now;
+	if (good) return;
+	throw new GroundplaneError(
+		"CertificateInvalid",
+		`the gateway behind the proxy is not ${serverName} of this region, but ${leaf.subject.replaceAll("\n", ", ")}`,
+		{ next: "Check the address, the server name and the host's clock." },
+	);
 }
