@@ -142,13 +142,16 @@ export async function executable(
 	);
 }
 
-/** It is a guest on the host and mostly idle: a small heap, and no memory for compilers that would pay off under load. */
+/**
+ * It is a guest on the host and mostly idle: a small heap, and no memory for compilers that would pay off under load (the work
+ * of a download is done in OpenSSL and zstd). Without them there is no WebAssembly either, which `fetch` would need.
+ */
 const agentOptions = [
 	"--max-semi-space-size=1",
 	"--max-old-space-size=128",
-	"--no-opt",
-	"--no-maglev",
+	"--jitless",
 	"--optimize-for-size",
+	"--v8-pool-size=1",
 ];
 
 /** The agent's Debian package, from its executable and the files in agent/package. */
