@@ -1,14 +1,18 @@
 import { randomUUID, type X509Certificate } from "node:crypto";
+import { EventEmitter } from "node:events";
 import type { IncomingMessage } from "node:http";
 import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
-import { WebSocketServer } from "ws";
 import { asGroundplaneError, type ErrorCode, GroundplaneError } from "../../protocol/errors.ts";
+import { isNonce, NONCE_HEADER, newNonce, signHello, verifyHello } from "../../protocol/hello.ts";
 import type { DownMessage, UpMessage } from "../../protocol/messages.ts";
-import { type IncomingStream, type Lane, Session, type SessionLimits, webSocketTransport } from "../../protocol/mux.ts";
+import { type IncomingStream, type Lane, Session, type SessionLimits } from "../../protocol/mux.ts";
+import type { Transport } from "../../protocol/transport.ts";
 import { TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
+import { acceptWebSocket } from "../../protocol/websocket.ts";
 import type { Log } from "../kit/log.ts";
 import type { Admission } from "./admission.ts";
+import { Bucket } from "./budget.ts";
 import { bridgeUp, parseDown, sendDown } from "./control.ts";
 import type { TunnelMetrics } from "./metrics.ts";
 import type { Route } from "./routes.ts";
@@ -34,41 +38,116 @@ export interface LinkEvent {
 	at: string;
 }
 
+/** How a host's tunnel is doing, as `gp host link` shows it. */
+export interface LinkFigures {
+	host: string;
+	/** `Leaving`: it was told to connect elsewhere, and its streams come to their ends. */
+	state: "Connected" | "Leaving";
+	gateway: string;
+	/** RFC 3339. */
+	since: string;
+	/** Where the host dials from. */
+	address: string;
+	/** Version of the agent. */
+	agent: string;
+	connectionId: string;
+	epoch: number;
+	rttMs?: number;
+	/** `stalled`: have data, and the other end does not read. */
+	streams: { open: number; opened: number; refused: number; stalled: number };
+	/** Open streams by service. */
+	services: Record<string, number>;
+	queuedBytes: number;
+	bytesFromHost: Record<Lane, number>;
+	bytesToHost: Record<Lane, number>;
+	/** Times that the host came back to this gateway, and why its tunnels ended, the newest last. */
+	reconnects: number;
+	ends: { at: string; reason: string; message: string }[];
+}
+
+/** Whom a certificate names. */
+interface Peer {
+	host: string;
+	serial: string;
+	notAfter: number;
+}
+
+/** A session with the host that it belongs to; behind a proxy that opens up TLS that is known from HELLO on. */
+interface Identified {
+	session: Session;
+	/** By the certificate in TLS. */
+	shown: Peer | undefined;
+	/** To be asked once the session is ready. */
+	peer: () => Peer;
+}
+
 /** A host's tunnel. */
-interface Connection {
-	readonly host: string;
+interface Connection extends Peer {
 	readonly id: string;
-	readonly serial: string;
-	readonly notAfter: number;
 	readonly address: string;
 	readonly connectedAt: string;
 	readonly session: Session;
 	/** Order among the connections of a host; 0 until the bus gave one. */
 	epoch: number;
 	control: Duplex | undefined;
+	/** Streams to the host that are open, by lane. */
+	readonly open: Record<Lane, number>;
+	/** What the host may open, and how often it was refused in a row. */
+	readonly opens: Bucket;
+	refused: number;
+	/** It was told to go elsewhere, so its end is no fault. */
+	told: boolean;
+}
+
+/** Why a host's tunnels ended here. */
+interface History {
+	reconnects: number;
+	ends: { at: string; reason: string; message: string; planned: boolean }[];
 }
 
 /** How long streams of a superseded or leaving tunnel may go on. */
 const RETIRE_MS = 30_000;
 /** A host that was told to go for a reason that doesn't pass by itself comes back after this. */
 const REFUSED_RETRY_MS = 60_000;
+/** A gateway that stops spreads its hosts over the others: this many a second, over at most two seconds. */
+const LEAVING_A_SECOND = 500;
+const LEAVING_SPREAD_MS = 2_000;
+/** How long a host that has just left is expected back: when it was told to go elsewhere, and when it broke off. */
+const EXPECTED_MS = 10_000;
+const BROKEN_MS = 2_000;
+/** A host that dials a gateway which is stopping finds another one at once. */
+const LEAVING_RETRY_MS = 300;
+/** A certificate that was made a moment ago, by a clock that is a little ahead. */
+const CLOCK_SKEW_MS = 60_000;
+/** Receive windows of one host's streams together: a gateway carries many hosts. */
+const SESSION_BUDGET = 16 * 1024 * 1024;
+/** Streams to one host at once, by lane; more is refused with a hint when to try again. */
+const MAX_STREAMS: Readonly<Record<Lane, number>> = { control: 4, interactive: 512, bulk: 32 };
+/** Bytes that wait for hosts altogether; from there on no more streams are opened until some have left. */
+const QUEUED_BUDGET = 64 * 1024 * 1024;
+/** Streams that a host may open: far more than any agent does. One that is refused this often in a row is cut off. */
+const OPENS = { perSecond: 20, burst: 100 };
+const MAX_ARTIFACTS = 16;
+const MAX_REFUSED = 1_000;
+/** Hosts that are asked about at once after the bus was away. */
+const RESYNCHRONIZE_AT_ONCE = 32;
+/** Ends of a host's tunnels that are remembered, and for how long. */
+const ENDS_KEPT = 8;
+const ENDS_KEPT_MS = 24 * 3_600_000;
 
 /** Ends the tunnels of hosts and carries what goes through them. */
 export class Gateway {
 	readonly #options: GatewayOptions;
-	readonly #sockets = new WebSocketServer({
-		noServer: true,
-		perMessageDeflate: false,
-		clientTracking: false,
-		maxPayload: 1024 * 1024,
-		handleProtocols: (offered) => (offered.has(TUNNEL_SUBPROTOCOL) ? TUNNEL_SUBPROTOCOL : false),
-	});
 	readonly #bootId = randomUUID();
 	/** The newest connection of each host. */
 	readonly #current = new Map<string, Connection>();
 	/** All of them, those that are leaving included. */
 	readonly #all = new Set<Connection>();
 	readonly #attended = new Set<Promise<void>>();
+	readonly #histories = new Map<string, History>();
+	readonly #arrivals = new EventEmitter<{ arrived: [host: string] }>().setMaxListeners(0);
+	/** Orders to cut so far: one that came while a host was being admitted counts, too. */
+	#cuts = 0;
 	#leaving = false;
 
 	constructor(options: GatewayOptions) {
@@ -79,81 +158,188 @@ export class Gateway {
 		return this.#current.size;
 	}
 
-	/** Whether a host's tunnel ends here. */
+	/** This gateway is stopping: hosts are on their way elsewhere. */
+	get leaving(): boolean {
+		return this.#leaving;
+	}
+
+	/** Whether a host's tunnel ends here and takes streams. */
 	has(host: string): boolean {
-		return this.#current.has(host);
+		return this.#current.get(host)?.session.leaving === false;
+	}
+
+	/** For how many milliseconds from now a host that isn't here is expected back; 0 when it isn't. */
+	expected(host: string): number {
+		if (this.#current.get(host)?.session.leaving) return EXPECTED_MS;
+		const last = this.#histories.get(host)?.ends.at(-1);
+		if (last === undefined) return 0;
+		return Math.max(0, Date.parse(last.at) + (last.planned ? EXPECTED_MS : BROKEN_MS) - Date.now());
+	}
+
+	/** Calls `listener` with each host whose tunnel opens here; returns the function that ends it. */
+	onArrival(listener: (host: string) => void): () => void {
+		this.#arrivals.on("arrived", listener);
+		return () => this.#arrivals.off("arrived", listener);
+	}
+
+	/** How the tunnel of a host that is here is doing. */
+	figures(host: string): LinkFigures | undefined {
+		const connection = this.#current.get(host);
+		if (connection === undefined) return undefined;
+		const { session, id, address, connectedAt, epoch } = connection;
+		const { rttMs, queuedBytes, starvedStreams, streams, bytesIn, bytesOut, opened, refused } = session.stats();
+		const history = this.#histories.get(host);
+		return {
+			host,
+			state: session.leaving ? "Leaving" : "Connected",
+			gateway: this.#options.name,
+			since: connectedAt,
+			address,
+			agent: session.peer?.software ?? "",
+			connectionId: id,
+			epoch,
+			...(rttMs !== undefined && { rttMs: Math.round(rttMs * 1000) / 1000 }),
+			streams: { open: streams, opened, refused, stalled: starvedStreams },
+			services: Object.fromEntries(session.streamsByService()),
+			queuedBytes,
+			bytesFromHost: bytesIn,
+			bytesToHost: bytesOut,
+			reconnects: history?.reconnects ?? 0,
+			ends: (history?.ends ?? []).map(({ at, reason, message }) => ({ at, reason, message })),
+		};
 	}
 
 	/** Opens a stream to a service of a host that is here. */
 	async open(host: string, service: string, { lane, signal }: { lane: Lane; signal?: AbortSignal }): Promise<Duplex> {
 		const connection = this.#current.get(host);
 		if (connection === undefined) throw notConnected(host);
+		const { session, open } = connection;
 		const since = performance.now();
 		const count = (result: string) =>
 			this.#options.metrics.opens.observe({ service, result }, (performance.now() - since) / 1000);
+		let taken = false;
+		const giveBack = () => {
+			if (taken) open[lane]--;
+			taken = false;
+		};
 		try {
-			const stream = await connection.session.open(service, { lane, ...(signal && { signal }) });
+			this.#checkRoom(connection, lane);
+			open[lane]++;
+			taken = true;
+			const stream = await session.open(service, { lane, ...(signal && { signal }) });
+			stream.once("close", giveBack);
 			count("ok");
 			return stream;
 		} catch (error) {
+			giveBack();
 			count(asGroundplaneError(error).code);
 			throw error;
 		}
 	}
 
 	/**
-	 * Takes the upgrade of a host with a certificate of the hosts CA. What is wrong is answered over HTTP
-	 * as problem details, so that the agent can tell a person. `address` is where the host dialled from.
+	 * Takes the upgrade of a host with a certificate of the hosts CA: shown in TLS, or, behind a proxy that opens up TLS, in HELLO.
+	 * What is wrong is answered over HTTP as problem details, so that the agent can tell a person.
+	 * `address` is where the host dialled from; `opened` is called when the host has said HELLO.
 	 */
-	async upgrade(request: IncomingMessage, socket: TLSSocket, head: Buffer, address: string): Promise<void> {
+	async upgrade(
+		request: IncomingMessage,
+		socket: TLSSocket,
+		head: Buffer,
+		{ address, opened }: { address: string; opened: () => void },
+	): Promise<void> {
 		socket.on("error", () => {});
 		try {
-			if (request.url !== TUNNEL_PATH) {
-				throw new GroundplaneError("NotFound", `there is nothing at ${request.url}`, {
-					next: `Hosts open their tunnel at ${TUNNEL_PATH}.`,
-				});
-			}
-			if (this.#leaving) {
-				throw new GroundplaneError("Overloaded", "this gateway is stopping", {
-					next: "Nothing: the agent dials again.",
-				});
-			}
-			const { host, serial, notAfter } = this.#identify(socket);
-			await this.#options.admission.admit(host, serial);
+			const cuts = this.#cuts;
+			const peer = this.#shown(request, socket);
+			if (peer) await this.#options.admission.admit(peer.host, peer.serial);
 			if (socket.destroyed) return;
-			this.#sockets.handleUpgrade(request, socket, head, (webSocket) => {
-				socket.setNoDelay(true);
-				const session = new Session(webSocketTransport(webSocket), {
-					role: "server",
-					hello: {
-						name: this.#options.name,
-						software: this.#options.version,
-						bootId: this.#bootId,
-						connectionId: randomUUID(),
-					},
-					checkHello: ({ name }) => {
-						if (name === host) return;
-						throw new GroundplaneError(
-							"HostNameMismatch",
-							`this host says it is "${name}", its certificate is for "${host}"`,
-							{
-								next: "Give the host its own certificate: enrol it again.",
-							},
-						);
-					},
-					limits: { pingAfterMs: 45_000, ...this.#options.limits },
-				});
-				this.#options.metrics.connections.inc({ result: "accepted" });
-				const attended = this.#attend(session, { host, serial, notAfter, address });
-				this.#attended.add(attended);
-				void attended.finally(() => this.#attended.delete(attended));
+			const hostNonce = request.headers[NONCE_HEADER];
+			const nonces = !peer && isNonce(hostNonce) ? { hostNonce, gatewayNonce: newNonce() } : undefined;
+			const transport = acceptWebSocket(request, socket, head, {
+				subprotocol: TUNNEL_SUBPROTOCOL,
+				...(nonces && { headers: { [NONCE_HEADER]: nonces.gatewayNonce } }),
 			});
+			socket.setNoDelay(true);
+			const attended = this.#attend(this.#session(transport, peer, nonces), { address, cuts, opened });
+			this.#attended.add(attended);
+			void attended.finally(() => this.#attended.delete(attended));
 		} catch (error) {
 			const problem = asGroundplaneError(error);
 			this.#options.metrics.connections.inc({ result: problem.code });
 			this.#options.log.warn({ err: problem, address }, "tunnel refused");
-			refuse(socket, problem);
+			refuse(socket, problem, this.#leaving ? LEAVING_RETRY_MS : undefined);
 		}
+	}
+
+	/** Answers whether a host would be let in, without a tunnel: what `gp-agent doctor` asks. Throws what would keep it out. */
+	async greet(request: IncomingMessage): Promise<{ gateway: string; host: string }> {
+		const peer = this.#shown(request, request.socket as TLSSocket);
+		if (!peer) throw noCertificate();
+		await this.#options.admission.admit(peer.host, peer.serial);
+		return { gateway: this.#options.name, host: peer.host };
+	}
+
+	/** Who the host is by the certificate it showed in TLS; undefined when it showed none and will in HELLO. */
+	#shown(request: IncomingMessage, socket: TLSSocket): Peer | undefined {
+		if (request.url !== TUNNEL_PATH) {
+			throw new GroundplaneError("NotFound", `there is nothing at ${request.url}`, {
+				next: `Hosts open their tunnel at ${TUNNEL_PATH}.`,
+			});
+		}
+		if (this.#leaving) {
+			throw new GroundplaneError("Overloaded", "this gateway is stopping", { next: "Nothing: the agent dials again." });
+		}
+		const certificate = socket.getPeerX509Certificate();
+		if (certificate === undefined) {
+			if (isNonce(request.headers[NONCE_HEADER])) return undefined;
+			throw noCertificate();
+		}
+		if (!socket.authorized) {
+			throw badCertificate(`the host's certificate is not good: ${socket.authorizationError}`);
+		}
+		return this.#identify(certificate);
+	}
+
+	/** The session of a host: identified by TLS (`peer`), or by a HELLO that is signed over both nonces. */
+	#session(
+		transport: Transport,
+		shown: Peer | undefined,
+		nonces: { hostNonce: string; gatewayNonce: string } | undefined,
+	): Identified {
+		const { name, version: software, region, key, limits } = this.#options;
+		const connectionId = randomUUID();
+		let peer = shown;
+		const session = new Session(transport, {
+			role: "server",
+			hello: {
+				name,
+				software,
+				bootId: this.#bootId,
+				connectionId,
+				...(nonces && { identity: signHello({ role: "gateway", region, name, connectionId, ...nonces }, key()) }),
+			},
+			checkHello: (hello) => {
+				if (nonces) {
+					const claim = {
+						role: "host",
+						region,
+						name: hello.name,
+						connectionId: hello.connectionId,
+						...nonces,
+					} as const;
+					peer = this.#identify(verifyHello(claim, hello.identity));
+				}
+				if (hello.name === peer?.host) return;
+				throw new GroundplaneError(
+					"HostNameMismatch",
+					`this host says it is "${hello.name}", its certificate is for "${peer?.host}"`,
+					{ next: "Give the host its own certificate: enrol it again." },
+				);
+			},
+			limits: { pingAfterMs: 45_000, budget: SESSION_BUDGET, ...limits },
+		});
+		return { session, shown, peer: () => peer as Peer };
 	}
 
 	/** The newest route of a host is another one: the connection here, if it is older, makes way. */
@@ -166,6 +352,7 @@ export class Gateway {
 
 	/** Closes the tunnels of a host at once, except the one of a certificate that stays good. */
 	cut(host: string, reason: ErrorCode, message: string, keepSerial?: string): void {
+		this.#cuts++;
 		this.#options.admission.forget(host);
 		for (const connection of this.#all) {
 			if (connection.host !== host || connection.serial === keepSerial) continue;
@@ -178,17 +365,25 @@ export class Gateway {
 	 * Says and asks all of it again.
 	 */
 	async resynchronize(): Promise<void> {
-		for (const connection of this.#current.values()) {
-			if (!this.#all.has(connection)) continue;
-			await this.#register(connection);
-			await this.#check(connection, true);
-			if (connection.control) this.#toHost(connection, { type: "report" });
-		}
+		const connections = this.#current.values();
+		const worker = async () => {
+			for (const connection of connections) {
+				if (!this.#all.has(connection)) continue;
+				await this.#check(connection, true);
+				await this.#register(connection);
+				if (connection.control) this.#toHost(connection, { type: "report" });
+			}
+		};
+		await Promise.all(Array.from({ length: RESYNCHRONIZE_AT_ONCE }, worker));
 	}
 
-	/** Cuts tunnels whose certificate has ended. To be called now and then. */
+	/** Cuts tunnels whose certificate has ended, and forgets what is old. To be called now and then. */
 	async sweep(now: number): Promise<void> {
 		this.#options.admission.sweep();
+		for (const [host, { ends }] of this.#histories) {
+			if (!this.#current.has(host) && now - Date.parse(ends.at(-1)?.at ?? "") > ENDS_KEPT_MS)
+				this.#histories.delete(host);
+		}
 		for (const connection of [...this.#all]) {
 			if (connection.notAfter < now) {
 				this.#end(connection, "CertificateInvalid", "the host's certificate has ended");
@@ -199,70 +394,101 @@ export class Gateway {
 	/** Tells all hosts to go elsewhere, lets their streams end for at most `ms`, and closes. Resolves when the bus knows, too. */
 	async leave(ms: number): Promise<void> {
 		this.#leaving = true;
-		await Promise.all(
-			[...this.#all].map(({ session }) =>
-				session.drain(
-					// Spread, so that the other gateways are not run over.
-					{
-						code: "TunnelClosed",
-						message: "the gateway is stopping",
-						reconnectAfterMs: Math.round(Math.random() * Math.min(2_000, this.#all.size * 5)),
-					},
-					ms,
-				),
-			),
-		);
+		await Promise.all([...this.#all].map((connection) => this.#sendElsewhere(connection, ms)));
 		await Promise.all(this.#attended);
 	}
 
-	/** The host of a connection: its certificate must be good and come from the CA for hosts, not from the root like a service's. */
-	#identify(socket: TLSSocket): { host: string; serial: string; notAfter: number } {
-		const certificate = socket.getPeerX509Certificate();
-		const fail = (message: string) =>
-			new GroundplaneError("CertificateInvalid", message, { next: "Enrol the host again with a new join command." });
+	async #sendElsewhere(connection: Connection, ms: number): Promise<void> {
+		connection.told = true;
+		// Spread, so that the other gateways are not run over.
+		const spread = Math.min(LEAVING_SPREAD_MS, (this.#all.size * 1_000) / LEAVING_A_SECOND);
+		const reconnectAfterMs = Math.round(Math.random() * spread);
+		await connection.session.drain({ code: "TunnelClosed", message: "the gateway is stopping", reconnectAfterMs }, ms);
+	}
+
+	/** Whom a certificate names: it must come from the CA for hosts itself, not from the root like a service's, and be in date. */
+	#identify(certificate: X509Certificate): Peer {
 		const ca = this.#options.hostsCa();
-		if (certificate === undefined) throw fail("the host showed no certificate");
-		if (!socket.authorized) throw fail(`the host's certificate is not good: ${socket.authorizationError}`);
 		if (!certificate.checkIssued(ca) || !certificate.verify(ca.publicKey)) {
-			throw fail("the host's certificate is not from this region's CA for hosts");
+			throw badCertificate("the host's certificate is not from this region's CA for hosts");
 		}
 		const notAfter = certificate.validToDate.getTime();
-		if (notAfter < Date.now()) throw fail(`the host's certificate ended at ${certificate.validTo}`);
+		const now = Date.now();
+		if (notAfter < now) throw badCertificate(`the host's certificate ended at ${certificate.validTo}`);
+		if (certificate.validFromDate.getTime() > now + CLOCK_SKEW_MS) {
+			throw badCertificate(`the host's certificate is good from ${certificate.validFrom} on`);
+		}
 		const host = /^CN=([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$/m.exec(certificate.subject)?.[1];
-		if (host === undefined) throw fail("the host's certificate names no host");
+		if (host === undefined) throw badCertificate("the host's certificate names no host");
 		return { host, serial: certificate.serialNumber.toLowerCase().replace(/^0+(?=.)/, ""), notAfter };
 	}
 
 	async #attend(
-		session: Session,
-		peer: { host: string; serial: string; notAfter: number; address: string },
+		{ session, shown, peer: identified }: Identified,
+		{ address, cuts, opened }: { address: string; cuts: number; opened: () => void },
 	): Promise<void> {
-		const { log, metrics } = this.#options;
+		const { log, metrics, admission } = this.#options;
 		const hello = await session.ready.catch(async () => {
-			log.warn({ host: peer.host, address: peer.address, err: await session.closed }, "tunnel ended before it began");
+			const err = await session.closed;
+			metrics.connections.inc({ result: err?.code ?? "TunnelClosed" });
+			log.warn({ host: shown?.host, address, err }, "tunnel ended before it began");
 		});
 		if (!hello) return;
+		const peer = identified();
 		const connection: Connection = {
 			...peer,
+			address,
 			session,
 			id: randomUUID(),
 			connectedAt: new Date().toISOString(),
 			epoch: 0,
 			control: undefined,
+			open: { control: 0, interactive: 0, bulk: 0 },
+			opens: new Bucket(OPENS),
+			refused: 0,
+			told: false,
 		};
+		// Who is known by HELLO alone, or was cut while it came in, is asked about before anything is done for it.
+		const admitted =
+			shown === undefined || cuts !== this.#cuts
+				? admission.admit(peer.host, peer.serial, { fresh: shown !== undefined })
+				: Promise.resolve();
+		session.on(
+			"stream",
+			(incoming) =>
+				void admitted.then(
+					() => this.#onStream(connection, incoming),
+					() => {},
+				),
+		);
+		try {
+			await admitted;
+		} catch (error) {
+			const problem = asGroundplaneError(error);
+			metrics.connections.inc({ result: problem.code });
+			log.warn({ err: problem, address, host: peer.host }, "tunnel refused");
+			this.#end(connection, problem.code, problem.message);
+			return;
+		}
+		opened();
+		metrics.connections.inc({ result: "accepted" });
 		const older = this.#current.get(peer.host);
 		this.#current.set(peer.host, connection);
 		this.#all.add(connection);
-		metrics.follow(session);
-		if (older) this.#retire(older, `${peer.host} has opened a newer tunnel from ${peer.address}`);
-		session.on("stream", (incoming) => this.#onStream(connection, incoming));
-		log.info({ host: peer.host, address: peer.address, agent: hello.software }, "tunnel open");
+		this.#countReturn(peer.host, older);
+		metrics.follow(session, peer.host);
+		if (older) this.#retire(older, `${peer.host} has opened a newer tunnel from ${address}`);
+		log.info({ host: peer.host, address, agent: hello.software }, "tunnel open");
+		this.#arrivals.emit("arrived", peer.host);
 		const registered = this.#register(connection);
+		// One that began while this gateway was told to stop.
+		if (this.#leaving) void this.#sendElsewhere(connection, RETIRE_MS);
 
 		const error = await session.closed;
 		this.#all.delete(connection);
 		const newest = this.#current.get(peer.host) === connection;
 		if (newest) this.#current.delete(peer.host);
+		this.#remember(connection, error);
 		log.info({ host: peer.host, reason: error?.code, message: error?.message }, "tunnel closed");
 		await registered;
 		if (!newest) return;
@@ -270,7 +496,58 @@ export class Gateway {
 		await this.#publishLink(connection, "disconnected", error?.code ?? "TunnelClosed");
 	}
 
+	/** Counts the return of a host that was here in the last day, by the reason for which its last tunnel ended. */
+	#countReturn(host: string, older: Connection | undefined): void {
+		const history = this.#histories.get(host) ?? (older && { reconnects: 0, ends: [] });
+		if (history === undefined) return;
+		history.reconnects++;
+		this.#histories.set(host, history);
+		this.#options.metrics.reconnects.inc({
+			reason: older ? "Superseded" : (history.ends.at(-1)?.reason ?? "TunnelClosed"),
+		});
+	}
+
+	#remember({ host, told }: Connection, error: GroundplaneError | undefined): void {
+		const history = this.#histories.get(host) ?? { reconnects: 0, ends: [] };
+		history.ends.push({
+			at: new Date().toISOString(),
+			reason: error?.code ?? "TunnelClosed",
+			message: error?.message ?? "the tunnel was closed",
+			planned: told,
+		});
+		if (history.ends.length > ENDS_KEPT) history.ends.shift();
+		this.#histories.set(host, history);
+	}
+
+	/** Throws Overloaded when the host, or the gateway, has enough to do. */
+	#checkRoom({ host, open }: Connection, lane: Lane): void {
+		const overloaded = (what: string) =>
+			new GroundplaneError("Overloaded", what, { next: "Try again in a second; if it lasts, look at gp host link." });
+		if (open[lane] >= MAX_STREAMS[lane]) {
+			throw overloaded(`${host} has ${open[lane]} ${lane} streams open, which is all that it may`);
+		}
+		if (this.#options.metrics.queuedBytes() > QUEUED_BUDGET) {
+			throw overloaded("more data waits for hosts at this gateway than it can hold");
+		}
+	}
+
+	/** Whether a host may open one more stream. One that does not stop asking is cut off. */
+	#mayOpen(connection: Connection, incoming: IncomingStream): boolean {
+		const artifacts = connection.session.streamsByService().get("artifacts") ?? 0;
+		if (connection.opens.take() && (incoming.service !== "artifacts" || artifacts < MAX_ARTIFACTS)) {
+			connection.refused = 0;
+			return true;
+		}
+		this.#options.metrics.refused.inc({ service: known(incoming.service) });
+		incoming.refuse("Overloaded", "this host opens more streams than it may; try again in a second");
+		if (++connection.refused >= MAX_REFUSED) {
+			this.#end(connection, "Overloaded", `${connection.host} does not stop opening streams`);
+		}
+		return false;
+	}
+
 	#onStream(connection: Connection, incoming: IncomingStream): void {
+		if (!this.#mayOpen(connection, incoming)) return;
 		switch (incoming.service) {
 			case "control":
 				if (connection.control && !connection.control.destroyed) {
@@ -364,6 +641,7 @@ export class Gateway {
 
 	#retire(connection: Connection, message: string): void {
 		if (this.#current.get(connection.host) === connection) this.#current.delete(connection.host);
+		connection.told = true;
 		this.#options.log.info({ host: connection.host, message }, "older tunnel makes way");
 		void connection.session.drain({ code: "Conflict", message, reconnectAfterMs: REFUSED_RETRY_MS }, RETIRE_MS);
 	}
@@ -373,6 +651,9 @@ export interface GatewayOptions {
 	/** Name of this gateway, as it appears in events. */
 	name: string;
 	version: string;
+	region: string;
+	/** The gateway's certificate and key, PEM, with which it signs a HELLO that must not be believed on TLS alone. */
+	key: () => { certificate: string; key: string };
 	/** The only issuer of host certificates. */
 	hostsCa: () => X509Certificate;
 	admission: Admission;
@@ -390,14 +671,27 @@ export function notConnected(host: string): GroundplaneError {
 	});
 }
 
-function refuse(socket: Duplex, error: GroundplaneError): void {
-	const body = JSON.stringify(error.toJSON());
+const badCertificate = (message: string) =>
+	new GroundplaneError("CertificateInvalid", message, { next: "Enrol the host again with a new join command." });
+const noCertificate = () => badCertificate("the host showed no certificate");
+
+/** A name that a host made up must not become a label. */
+const known = (service: string) => (service === "control" || service === "artifacts" ? service : "other");
+
+/** Answers instead of switching protocols; what passes by itself comes with a hint when to try again. */
+function refuse(
+	socket: Duplex,
+	error: GroundplaneError,
+	retryAfterMs = 2_000 + Math.floor(Math.random() * 8_000),
+): void {
+	const passes = error.status === 503;
+	const body = JSON.stringify({ ...error.toJSON(), ...(passes && { retryAfterMs }) });
 	socket.end(
 		[
 			`HTTP/1.1 ${error.status} ${error.code}`,
 			"content-type: application/problem+json",
 			`content-length: ${Buffer.byteLength(body)}`,
-			...(error.status === 503 ? [`retry-after: ${2 + Math.floor(Math.random() * 8)}`] : []),
+			...(passes ? [`retry-after: ${Math.ceil(retryAfterMs / 1000)}`] : []),
 			"connection: close",
 			"",
 			body,

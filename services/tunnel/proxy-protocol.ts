@@ -29,13 +29,11 @@ export function parseProxyHeader(bytes: Buffer): { source: string; length: numbe
 }
 
 /**
- * Listens for connections that the edge passes on with a PROXY header, and hands them to `server` without it.
- * `sourceOf` tells the true address of such a connection by the edge's address and port.
+ * Listens for connections that the edge passes on with a PROXY header, and hands them to `take` without it, with the true address
+ * (undefined when the header names none).
  */
-export function proxyProtocolListener(server: Server): { listener: Server; sourceOf: (socket: Socket) => string } {
-	const sources = new Map<string, string>();
-	const key = ({ remoteAddress, remotePort }: Socket) => `${remoteAddress} ${remotePort}`;
-	const listener = createServer({ noDelay: true }, (socket) => {
+export function proxyProtocolListener(take: (socket: Socket, source: string | undefined) => void): Server {
+	return createServer({ noDelay: true }, (socket) => {
 		let seen = Buffer.alloc(0);
 		const timer = setTimeout(() => socket.destroy(), HEADER_MS);
 		socket.on("error", () => {});
@@ -46,15 +44,10 @@ export function proxyProtocolListener(server: Server): { listener: Server; sourc
 			try {
 				const header = parseProxyHeader(seen);
 				if (!header) return;
-				const id = key(socket);
-				if (header.source) {
-					sources.set(id, header.source);
-					socket.once("close", () => sources.delete(id));
-				}
 				clearTimeout(timer);
 				socket.removeListener("readable", onReadable);
 				if (seen.length > header.length) socket.unshift(seen.subarray(header.length));
-				server.emit("connection", socket);
+				take(socket, header.source || undefined);
 			} catch {
 				socket.destroy();
 			}
@@ -62,8 +55,4 @@ export function proxyProtocolListener(server: Server): { listener: Server; sourc
 		socket.on("readable", onReadable);
 		socket.once("close", () => clearTimeout(timer));
 	});
-	return {
-		listener,
-		sourceOf: (socket) => sources.get(key(socket)) ?? (socket.remoteAddress ?? "").replace(/^::ffff:/, ""),
-	};
 }

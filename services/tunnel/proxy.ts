@@ -1,15 +1,17 @@
+import { once } from "node:events";
 import { type ClientRequest, request as httpRequest, type IncomingMessage, type ServerResponse } from "node:http";
 import { createServer, request as httpsRequest, type Server } from "node:https";
 import type { Socket } from "node:net";
-import { type Duplex, pipeline } from "node:stream";
-import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
+import { type Duplex, pipeline, type Readable } from "node:stream";
+import { setTimeout as delay } from "node:timers/promises";
+import { asGroundplaneError, type ErrorCode, errorCodes, GroundplaneError } from "../../protocol/errors.ts";
 import type { Lane } from "../../protocol/mux.ts";
 import { splice } from "../../protocol/splice.ts";
 import { serviceOf } from "../kit/auth.ts";
 import type { Log } from "../kit/log.ts";
 import type { TlsFiles } from "../kit/tls.ts";
-import { type Gateway, notConnected } from "./gateway.ts";
-import type { Route } from "./routes.ts";
+import { type Gateway, type LinkFigures, notConnected } from "./gateway.ts";
+import type { Route, Routes } from "./routes.ts";
 
 /** Who may reach what on hosts, by the name in the client certificate. `tunnel` is another replica, which has checked already. */
 const allowed: Readonly<Record<string, readonly string[]>> = {
@@ -35,11 +37,18 @@ const HOP_BY_HOP = new Set([
 ]);
 
 const FORWARD_DEADLINE_MS = 15_000;
+/** How often the way to a host is looked for anew while it is expected. */
+const LOOK_AGAIN_MS = 500;
+/** What is asked about a host's link; replicas ask each other the same. */
+const LINKS = "/internal/v1/links/";
+const MAX_ANSWER = 64 * 1024;
 
 export interface ForwardProxyOptions {
 	gateway: Gateway;
-	/** Where a host is that isn't here. */
-	find: (host: string) => Promise<Route | undefined>;
+	/** Name of this gateway in routes. */
+	name: string;
+	/** Where hosts are that aren't here. */
+	routes: Pick<Routes, "find" | "expected" | "onPut" | "lost">;
 	tls: TlsFiles;
 	log: Log;
 }
@@ -112,6 +121,13 @@ export class ForwardProxy {
 	}
 
 	async #forward(request: IncomingMessage, response: ServerResponse): Promise<void> {
+		// Whoever keeps connections is to find another gateway in time.
+		if (this.#options.gateway.leaving) response.setHeader("connection", "close");
+		if (request.url?.startsWith(LINKS)) {
+			const figures = await this.#link(request, request.url.slice(LINKS.length));
+			response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(figures));
+			return;
+		}
 		const target = absoluteUrl(request.url);
 		const gone = new AbortController();
 		response.once("close", () => gone.abort());
@@ -161,26 +177,96 @@ export class ForwardProxy {
 				next: "Use the client certificate of a service that may.",
 			});
 		}
-		const { gateway, find } = this.#options;
-		if (gateway.has(host)) return gateway.open(host, service, { lane: laneOf(service), signal });
 		// A replica asks this one because the host is here, or was: asking on would go in circles.
-		const route = caller === "tunnel" ? undefined : await find(host);
-		if (route === undefined) throw notConnected(host);
-		return this.#through(route, authority, signal);
+		const open = () => this.#open(host, service, authority, { onward: caller !== "tunnel", signal });
+		return caller === "tunnel" ? open() : this.#patiently(host, open, signal);
+	}
+
+	async #open(
+		host: string,
+		service: string,
+		authority: string,
+		{ onward, signal }: { onward: boolean; signal: AbortSignal },
+	): Promise<Duplex> {
+		const { gateway, name, routes } = this.#options;
+		if (gateway.has(host)) return gateway.open(host, service, { lane: laneOf(service), signal });
+		const route = onward ? await routes.find(host) : undefined;
+		if (route === undefined || route.gateway === name) throw notConnected(host);
+		return this.#through(route, host, authority, signal);
+	}
+
+	/**
+	 * Tries until it works while the host is on its way to another tunnel: a gateway that is replaced costs requests a moment,
+	 * and none of them fails. Trying again is safe as long as no stream was open, since nothing was sent.
+	 */
+	async #patiently(host: string, open: () => Promise<Duplex>, signal: AbortSignal): Promise<Duplex> {
+		const { gateway, routes } = this.#options;
+		for (;;) {
+			const arrival = this.#arrivalOf(host, signal);
+			try {
+				return await open();
+			} catch (error) {
+				const { code } = asGroundplaneError(error);
+				const patience = Math.max(gateway.expected(host), routes.expected(host));
+				if ((code !== "HostNotConnected" && code !== "TunnelClosed") || patience === 0 || signal.aborted) throw error;
+				await Promise.race([arrival.promise, delay(Math.min(patience, LOOK_AGAIN_MS))]);
+			} finally {
+				arrival.forget();
+			}
+		}
+	}
+
+	/** Resolves when a tunnel of the host opens, here or elsewhere. */
+	#arrivalOf(host: string, signal: AbortSignal): { promise: Promise<void>; forget: () => void } {
+		const { promise, resolve } = Promise.withResolvers<void>();
+		const arrived = (which: string) => {
+			if (which === host) resolve();
+		};
+		const aborted = () => resolve();
+		const { gateway, routes } = this.#options;
+		const forgetting = [gateway.onArrival(arrived), routes.onPut(arrived)];
+		signal.addEventListener("abort", aborted, { once: true });
+		return {
+			promise,
+			forget: () => {
+				for (const one of forgetting) one();
+				signal.removeEventListener("abort", aborted);
+			},
+		};
+	}
+
+	/** How a host's link is doing, from the gateway that holds it. */
+	async #link(request: IncomingMessage, host: string): Promise<LinkFigures> {
+		const caller = serviceOf(request, this.#options.tls);
+		if (caller !== "clusters" && caller !== "tunnel") {
+			throw new GroundplaneError("Forbidden", `${caller ?? "this caller"} may not ask about links of hosts`, {
+				next: "Use the client certificate of a service that may.",
+			});
+		}
+		const { gateway, name, routes } = this.#options;
+		const figures = gateway.figures(host);
+		if (figures) return figures;
+		const route = caller === "tunnel" ? undefined : await routes.find(host);
+		if (route === undefined || route.gateway === name) throw notConnected(host);
+		const asking = httpsRequest({
+			...this.#replica(route),
+			path: `${LINKS}${host}`,
+			signal: AbortSignal.timeout(5_000),
+		});
+		asking.end();
+		const [answer] = (await once(asking, "response")) as [IncomingMessage];
+		const body = await readText(answer);
+		if (answer.statusCode !== 200) throw problemOf(body) ?? notConnected(host);
+		return JSON.parse(body) as LinkFigures;
 	}
 
 	/** CONNECT to the replica of a route. */
-	async #through({ address, gateway }: Route, authority: string, signal: AbortSignal): Promise<Duplex> {
-		const [, host, port] = /^\[?([^\]]+)\]?:(\d+)$/.exec(address) ?? [];
+	async #through(route: Route, host: string, authority: string, signal: AbortSignal): Promise<Duplex> {
 		const { promise, resolve, reject } = Promise.withResolvers<Duplex>();
 		const connect = httpsRequest({
-			...this.#options.tls.current,
-			host,
-			port,
-			servername: "tunnel",
+			...this.#replica(route),
 			method: "CONNECT",
 			path: authority,
-			agent: false,
 			signal: AbortSignal.any([signal, AbortSignal.timeout(FORWARD_DEADLINE_MS)]),
 		});
 		connect.on("connect", (response, socket, head) => {
@@ -190,19 +276,32 @@ export class ForwardProxy {
 				resolve(socket);
 				return;
 			}
-			socket.destroy();
-			reject(notConnected(authority.replace(/^[^.]+\.|:\d+$/g, "")));
+			// What the other replica says, in its own words: the host's refusal, or that the host has left it meanwhile.
+			if (head.length > 0) socket.unshift(head);
+			void readText(socket)
+				.then(problemOf, () => undefined)
+				.then((problem = notConnected(host)) => {
+					if (problem.code === "HostNotConnected") this.#options.routes.lost(host, route);
+					reject(problem);
+				});
 		});
-		connect.on("error", (cause) =>
+		connect.on("error", (cause) => {
+			this.#options.routes.lost(host, route);
 			reject(
-				new GroundplaneError("HostNotConnected", `gateway ${gateway}, which holds the host, can't be reached`, {
+				new GroundplaneError("HostNotConnected", `gateway ${route.gateway}, which holds the host, can't be reached`, {
 					next: "Nothing: the host connects to another gateway in a moment.",
 					cause,
 				}),
-			),
-		);
+			);
+		});
 		connect.end();
 		return promise;
+	}
+
+	/** How to dial the replica of a route. */
+	#replica({ address }: Route) {
+		const [, host, port] = /^\[?([^\]]+)\]?:(\d+)$/.exec(address) ?? [];
+		return { ...this.#options.tls.current, host, port, servername: "tunnel", agent: false };
 	}
 }
 
@@ -211,6 +310,27 @@ function absoluteUrl(text = ""): URL {
 	throw new GroundplaneError("InvalidInput", `"${text}" is not an absolute http:// URL`, {
 		next: "This is a forward proxy: use CONNECT, or a request in absolute form.",
 	});
+}
+
+/** Reads a short text. Throws when it breaks off or is long. */
+async function readText(stream: Readable): Promise<string> {
+	let text = "";
+	for await (const chunk of stream) {
+		text += String(chunk);
+		if (text.length > MAX_ANSWER) throw new Error("the answer is too long");
+	}
+	return text;
+}
+
+/** The error that a replica answered with, in its own words. */
+function problemOf(body: string): GroundplaneError | undefined {
+	try {
+		const { code, detail, next } = JSON.parse(body) as Record<string, unknown>;
+		if (typeof code !== "string" || !Object.hasOwn(errorCodes, code)) return undefined;
+		return new GroundplaneError(code as ErrorCode, String(detail), { next: String(next) });
+	} catch {
+		return undefined;
+	}
 }
 
 const retryAfter = (problem: GroundplaneError) => (problem.status === 503 ? "retry-after: 1\r\n" : "");

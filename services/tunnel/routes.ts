@@ -1,3 +1,4 @@
+import { EventEmitter } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import type { KV } from "@nats-io/kv";
 import { z } from "zod";
@@ -14,10 +15,22 @@ const route = z.object({
 });
 export type Route = z.output<typeof route>;
 
-/** The KV bucket `routes`: host → gateway. */
+/** How long after a change of its route a host that isn't where it should be is waited for. */
+const MOVING_MS = 3_000;
+
+/**
+ * The KV bucket `routes`: host → gateway. All of it is kept here while it is watched, so that finding a host asks nobody
+ * and goes on while the bus is away.
+ */
 export class Routes {
 	readonly #kv: KV;
 	readonly #log: Log;
+	readonly #known = new Map<string, Route>();
+	/** When the routes of hosts have changed; the oldest first. */
+	readonly #changed = new Map<string, number>();
+	/** Connections that were not where their route says, by host. */
+	readonly #lost = new Map<string, string>();
+	readonly #changes = new EventEmitter<{ put: [host: string] }>().setMaxListeners(0);
 
 	constructor(kv: KV, log: Log) {
 		this.#kv = kv;
@@ -30,8 +43,24 @@ export class Routes {
 	}
 
 	async find(host: string): Promise<Route | undefined> {
-		const entry = await this.#kv.get(host);
+		const known = this.#known.get(host);
+		if (known) return known;
+		const entry = await this.#kv.get(host).catch((err: unknown) => {
+			this.#log.debug({ err, host }, "the bus can't be asked where a host is");
+			return undefined;
+		});
 		return entry?.operation === "PUT" ? parse(entry.string()) : undefined;
+	}
+
+	/** For how many milliseconds from now a host that could not be reached is worth waiting for; 0 when it isn't. */
+	expected(host: string): number {
+		return Math.max(0, (this.#changed.get(host) ?? Number.NEGATIVE_INFINITY) + MOVING_MS - performance.now());
+	}
+
+	/** Calls `listener` with each host whose route is written; returns the function that ends it. */
+	onPut(listener: (host: string) => void): () => void {
+		this.#changes.on("put", listener);
+		return () => this.#changes.off("put", listener);
 	}
 
 	/** Removes a host's route if it is still the one of this epoch. */
@@ -50,13 +79,37 @@ export class Routes {
 				for await (const entry of entries) {
 					attempt = 0;
 					const value = entry.operation === "PUT" ? parse(entry.string()) : undefined;
-					if (value) onPut(entry.key, value, entry.revision);
+					if (value) {
+						this.#known.set(entry.key, value);
+						this.#hasChanged(entry.key);
+						this.#lost.delete(entry.key);
+						onPut(entry.key, value, entry.revision);
+						this.#changes.emit("put", entry.key);
+					} else if (this.#known.delete(entry.key)) this.#hasChanged(entry.key);
 				}
 				signal.removeEventListener("abort", stop);
 			} catch (err) {
 				if (!signal.aborted) this.#log.warn({ err }, "watching routes failed; trying again");
 			}
 			await delay(backoffMs(attempt), undefined, { signal }).catch(() => {});
+		}
+	}
+
+	/** The gateway of this route does not answer, or has the host no more: it is expected elsewhere soon, but not for ever. */
+	lost(host: string, { connectionId }: Route): void {
+		const known = this.#known.get(host);
+		if ((known && known.connectionId !== connectionId) || this.#lost.get(host) === connectionId) return;
+		this.#lost.set(host, connectionId);
+		this.#hasChanged(host);
+	}
+
+	#hasChanged(host: string): void {
+		const now = performance.now();
+		this.#changed.delete(host);
+		this.#changed.set(host, now);
+		for (const [other, at] of this.#changed) {
+			if (now - at < MOVING_MS) break;
+			this.#changed.delete(other);
 		}
 	}
 }

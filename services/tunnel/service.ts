@@ -1,11 +1,12 @@
 import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:https";
-import type { AddressInfo, Server } from "node:net";
+import { type AddressInfo, createServer as createTcpServer, type Server, type Socket } from "node:net";
 import { hostname } from "node:os";
+import { performance } from "node:perf_hooks";
 import type { TLSSocket } from "node:tls";
 import { z } from "zod";
-import { GroundplaneError } from "../../protocol/errors.ts";
+import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { VERSION } from "../../protocol/version.ts";
 import { connectBus, ensureHostStreams } from "../kit/bus.ts";
 import { busConfig } from "../kit/config.ts";
@@ -14,12 +15,15 @@ import { Admission } from "./admission.ts";
 import { ArtifactsBridge } from "./artifacts.ts";
 import { NatsGatewayBus } from "./bus.ts";
 import { Gateway } from "./gateway.ts";
+import { Handshakes } from "./handshakes.ts";
 import { TunnelMetrics } from "./metrics.ts";
 import { ForwardProxy } from "./proxy.ts";
 import { proxyProtocolListener } from "./proxy-protocol.ts";
 
-/** Time for streams to end when the gateway stops. */
-const DRAIN_MS = 10_000;
+/** Time for streams to end when the gateway stops; the pod's terminationGracePeriodSeconds is longer. */
+const DRAIN_MS = 25_000;
+/** No step of a handshake may take longer, whoever dawdles over it (and see `handshakes.ts`). */
+const STEP_MS = 10_000;
 const SWEEP_MS = 60_000;
 
 /** The gateway: hosts dial 8443, services of the region reach them through 8444. */
@@ -34,9 +38,10 @@ export const tunnelService = defineService({
 		podName: z.string().default(hostname()),
 		podIp: z.string().default("127.0.0.1"),
 		artifactsUrl: z.url().default("https://artifacts"),
+		drainMs: z.coerce.number().int().min(0).default(DRAIN_MS),
 	},
 	async start(context) {
-		const { config, log, tls, signal } = context;
+		const { config, log, tls } = context;
 		const hostsCa = readHostsCa(config.hostsCaFile);
 		const bus = await connectBus(context);
 		await ensureHostStreams(bus);
@@ -49,6 +54,8 @@ export const tunnelService = defineService({
 		const gateway = new Gateway({
 			name: config.podName,
 			version: VERSION,
+			region: config.region,
+			key: () => ({ certificate: tls.current.cert, key: tls.current.key }),
 			hostsCa: () => hostsCa,
 			admission: new Admission({ ask: (host, serial) => gatewayBus.askAdmission(host, serial) }),
 			bus: gatewayBus,
@@ -57,14 +64,21 @@ export const tunnelService = defineService({
 			onArtifacts: (host, stream) => artifacts.attach(host, stream),
 		});
 		gatewayBus.onCut((host, { reason, message, keepSerial }) => gateway.cut(host, reason, message, keepSerial));
-		void gatewayBus.routes.watch((host, route, epoch) => gateway.superseded(host, route, epoch), signal);
+		// Longer than the service's signal: while it drains it sends requests after the hosts that have left.
+		const ended = new AbortController();
+		void gatewayBus.routes.watch((host, route, epoch) => gateway.superseded(host, route, epoch), ended.signal);
 		void gatewayBus.onReconnect(() => {
 			void gateway.resynchronize().catch((err: unknown) => log.error({ err }, "telling the bus again failed"));
 		});
 
-		const proxy = new ForwardProxy({ gateway, find: (host) => gatewayBus.routes.find(host), tls, log });
+		const proxy = new ForwardProxy({ gateway, name: config.podName, routes: gatewayBus.routes, tls, log });
 		proxyAddress = `${config.podIp}:${await listen(proxy.server, config.proxyPort)}`;
 
+		const handshakes = new Handshakes({
+			utilization: eventLoopUtilization(),
+			turnedAway: (result) => metrics.connections.inc({ result }),
+		});
+		metrics.watch(handshakes);
 		// A certificate that doesn't do is refused in the upgrade, where the host can be told why (see Gateway.upgrade).
 		const secure = () => ({
 			...tls.current,
@@ -72,21 +86,38 @@ export const tunnelService = defineService({
 			requestCert: true,
 			rejectUnauthorized: false,
 		});
-		const server = createServer(
-			{ ...secure(), handshakeTimeout: 10_000, headersTimeout: 10_000 },
-			(_request, response) =>
-				response.writeHead(426, { upgrade: "websocket", connection: "close" }).end("This is the tunnel of hosts.\n"),
-		);
+		const server = createServer({
+			...secure(),
+			handshakeTimeout: STEP_MS,
+			headersTimeout: STEP_MS,
+			requestTimeout: STEP_MS,
+			connectionsCheckingInterval: 1_000,
+			keepAliveTimeout: 1_000,
+			maxHeaderSize: 8 * 1024,
+		});
 		tls.onChange(() => server.setSecureContext(secure()));
-		const { listener, sourceOf } = proxyProtocolListener(server);
+		const entrance = new Entrance(handshakes, server);
 		server.on("upgrade", (request, socket, head) => {
-			void gateway.upgrade(request, socket as TLSSocket, head, sourceOf(socket as TLSSocket));
+			const { address, opened } = entrance.of(socket as TLSSocket);
+			void gateway.upgrade(request, socket as TLSSocket, head, { address, opened });
+		});
+		server.on("request", (request, response) => {
+			const answer = (status: number, body: object) =>
+				response
+					.writeHead(status, { "content-type": "application/json", connection: "close" })
+					.end(JSON.stringify(body));
+			gateway.greet(request).then(
+				(greeting) => answer(200, greeting),
+				(error: unknown) => answer(asGroundplaneError(error).status, asGroundplaneError(error).toJSON()),
+			);
 		});
 		server.on("tlsClientError", (error, socket) => {
 			metrics.connections.inc({ result: "CertificateInvalid" });
 			log.debug({ err: error, address: socket.remoteAddress }, "TLS handshake failed");
 		});
-		const port = await listen(server, config.port);
+		const straight = createTcpServer({ noDelay: true }, (socket) => entrance.take(socket));
+		const listener = proxyProtocolListener((socket, source) => entrance.take(socket, source));
+		const port = await listen(straight, config.port);
 		await listen(listener, config.edgePort);
 		log.info({ port, proxy: proxyAddress }, "tunnel listens");
 
@@ -96,17 +127,65 @@ export const tunnelService = defineService({
 			checks: { bus: () => bus.check() },
 			async stop() {
 				clearInterval(sweep);
-				server.close();
+				// Hosts that still come here are told to dial again; services go on to be served, by way of the other gateways in the end.
+				await gateway.leave(config.drainMs);
+				straight.close();
 				listener.close();
 				proxy.server.close();
-				await gateway.leave(DRAIN_MS);
+				handshakes.close();
 				server.closeAllConnections();
 				proxy.server.closeAllConnections();
+				ended.abort();
 				await bus.close();
 			},
 		};
 	},
 });
+
+/** Where connections of hosts come in: straight or by way of the edge, and then one after the other into the handshake. */
+class Entrance {
+	readonly #handshakes: Handshakes;
+	readonly #server: Server;
+	readonly #comingIn = new Map<string, { raw: Socket; address: string }>();
+
+	constructor(handshakes: Handshakes, server: Server) {
+		this.#handshakes = handshakes;
+		this.#server = server;
+	}
+
+	/** Takes a connection; `source` is the address that the edge names. */
+	take(raw: Socket, source?: string): void {
+		const address = source ?? (raw.remoteAddress ?? "").replace(/^::ffff:/, "");
+		const id = key(raw);
+		this.#comingIn.set(id, { raw, address });
+		raw.once("close", () => this.#comingIn.delete(id));
+		this.#handshakes.enter(raw, address, () => void this.#server.emit("connection", raw));
+	}
+
+	/** What is known of the connection that a TLS socket wraps: Node tells no other way which one that is than by its ends. */
+	of(socket: TLSSocket): { address: string; opened: () => void } {
+		const known = this.#comingIn.get(key(socket));
+		return {
+			address: known?.address ?? socket.remoteAddress ?? "",
+			opened: () => {
+				if (known) this.#handshakes.done(known.raw);
+			},
+		};
+	}
+}
+
+const key = ({ remoteAddress, remotePort }: Socket) => `${remoteAddress} ${remotePort}`;
+
+/** Share of the event loop in use since the last call. */
+function eventLoopUtilization(): () => number {
+	let last = performance.eventLoopUtilization();
+	return () => {
+		const now = performance.eventLoopUtilization();
+		const { utilization } = performance.eventLoopUtilization(now, last);
+		last = now;
+		return utilization;
+	};
+}
 
 /** The first certificate of the file: what may come after it is its issuer, whose other certificates are no hosts. */
 function readHostsCa(file: string): X509Certificate {

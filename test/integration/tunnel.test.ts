@@ -74,8 +74,10 @@ afterAll(async () => {
 	rmSync(directory, { recursive: true, force: true });
 });
 
-async function startGateway(options: { name?: string; port?: number; proxyPort?: number } = {}): Promise<TestGateway> {
-	const { name = "tunnel-0", port = await freePort(), proxyPort = await freePort() } = options;
+async function startGateway(
+	options: { name?: string; port?: number; proxyPort?: number; drainMs?: number } = {},
+): Promise<TestGateway> {
+	const { name = "tunnel-0", port = await freePort(), proxyPort = await freePort(), drainMs = 3_000 } = options;
 	const edgePort = await freePort();
 	const caFile = join(directory, "hosts-ca.crt");
 	writeFileSync(caFile, `${certificates.hostsCa.cert}\n${certificates.caPem}`);
@@ -94,6 +96,7 @@ async function startGateway(options: { name?: string; port?: number; proxyPort?:
 			NATS_PASSWORD_FILE: join(directory, "password"),
 			HOSTS_CA_FILE: caFile,
 			POD_NAME: name,
+			DRAIN_MS: String(drainMs),
 			ARTIFACTS_URL: `https://localhost:${artifactsPort}`,
 		},
 		signal: stop.signal,
@@ -134,6 +137,7 @@ async function startLink(
 		target: () => ({
 			address: `127.0.0.1:${gateway.port}`,
 			serverName: "tunnel.test.example.com",
+			region: "test",
 			ca: options.ca ?? certificates.caPem,
 			certificate: identity.cert,
 			key: identity.key,
@@ -392,6 +396,7 @@ test("a gateway of another region, and a certificate that is no host's, are not 
 			target: () => ({
 				address: `127.0.0.1:${gateway.port}`,
 				serverName: "tunnel.test.example.com",
+				region: "test",
 				ca: certificates.caPem,
 				certificate: cert,
 				key,
@@ -482,6 +487,7 @@ test("something else that answers on the address is recognised", async () => {
 	const target = (port: number) => ({
 		address: `127.0.0.1:${port}`,
 		serverName: "tunnel.test.example.com",
+		region: "test",
 		ca: certificates.caPem,
 		certificate: identity.cert,
 		key: identity.key,
@@ -512,3 +518,93 @@ test("the tunnel stays open while NATS is away, and the bus hears everything aga
 	await vi.waitFor(async () => expect((await kv.get("host-1"))?.operation).toBe("PUT"), { timeout: 10_000 });
 	expect((agent.link.session as unknown as { leaving: boolean }).leaving).toBe(false);
 });
+
+/** Stands in for the Service: connections go to any of the gateways that are ready. */
+async function startService8443(ready: TestGateway[], port: (gateway: TestGateway) => number): Promise<number> {
+	let turn = 0;
+	const balancer = createTcpServer((socket) => {
+		const gateway = ready[turn++ % ready.length];
+		if (!gateway) return socket.destroy();
+		const onward = connect(port(gateway), "127.0.0.1");
+		socket.pipe(onward).pipe(socket);
+		for (const one of [socket, onward]) one.on("error", () => {});
+		socket.on("close", () => onward.destroy());
+		onward.on("close", () => socket.destroy());
+	});
+	await new Promise<void>((resolve) => balancer.listen(0, "127.0.0.1", resolve));
+	cleanups.push(() => balancer.close());
+	return (balancer.address() as AddressInfo).port;
+}
+
+/** One GET through the gateway to a host's API server. */
+async function getVia(gateway: { proxyPort: number }, host: string, path = "/"): Promise<string> {
+	const { status, socket } = await connectVia(gateway, `kube-apiserver.${host}:80`);
+	if (status !== 200) throw new Error(`CONNECT: ${status} ${await text(socket)}`);
+	return new Promise((resolve, reject) => {
+		httpRequest({ createConnection: () => socket, path, headers: { connection: "close" } }, (response) => {
+			text(response).then(resolve, reject);
+		})
+			.on("error", reject)
+			.end();
+	});
+}
+
+test("a gateway is replaced under load: no request fails, and a watch is there again after a reconnect", async () => {
+	const ready = [await startGateway({ name: "tunnel-old" })];
+	const old = ready[0] as TestGateway;
+	const door = { port: await startService8443(ready, ({ port }) => port) };
+	const proxy = { proxyPort: await startService8443(ready, ({ proxyPort }) => proxyPort) };
+	const hosts = ["host-1", "host-2", "host-3"];
+	for (const host of hosts) {
+		const agent = await startLink(door, {
+			host,
+			services: {
+				"kube-apiserver": httpOver((request, response) => {
+					if (request.url === "/watch") {
+						response.write(`${host} watched\n`);
+						return;
+					}
+					setTimeout(() => response.end(`${host} ${request.url}`), Math.random() * 200);
+				}),
+			},
+		});
+		await agent.up();
+	}
+	const watching = new AbortController();
+	const gaps: number[] = [];
+	const watched = (async () => {
+		for (let since: number | undefined; !watching.signal.aborted; ) {
+			const { status, socket } = await connectVia(proxy, "kube-apiserver.host-1:80");
+			expect(status).toBe(200);
+			socket.write("GET /watch HTTP/1.1\r\nhost: a\r\n\r\n");
+			await new Promise((resolve) => socket.once("data", resolve));
+			if (since !== undefined) gaps.push(performance.now() - since);
+			const end = () => socket.destroy();
+			watching.signal.addEventListener("abort", end);
+			await new Promise((resolve) => socket.resume().once("close", resolve));
+			since = performance.now();
+		}
+	})();
+
+	const answers: Promise<string>[] = [];
+	const wanted: string[] = [];
+	const load = setInterval(() => {
+		const host = hosts[answers.length % hosts.length] as string;
+		const path = `/${answers.length}`;
+		wanted.push(`${host} ${path}`);
+		answers.push(getVia(proxy, host, path).catch((error: Error) => error.message));
+	}, 20);
+	await delay(500);
+	const next = await startGateway({ name: "tunnel-new" });
+	ready.splice(0, 1, next);
+	const stopping = old.stop();
+	await delay(2_500);
+	clearInterval(load);
+	expect(await Promise.all(answers)).toEqual(wanted);
+	expect(answers.length).toBeGreaterThan(60);
+	// The watch held the old gateway until its time was over.
+	await stopping;
+	await vi.waitFor(() => expect(gaps).toHaveLength(1), { timeout: 10_000 });
+	watching.abort();
+	await watched;
+}, 60_000);
