@@ -1,6 +1,7 @@
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { cached, hashTree, locked } from "./cache.ts";
 import { download, online, type Upstream } from "./download.ts";
@@ -56,11 +57,33 @@ export async function goProgram(program: GoProgram): Promise<string> {
 async function build(program: GoProgram, folder: string, target: string): Promise<void> {
 	await requireGo();
 	if (program.cgo) await needPackages("gcc", "/usr/include/stdlib.h", ...(program.needs ?? []));
-	await run("go", [...buildArguments(program), "-o", target, program.package], {
-		cwd: folder,
-		env: { CGO_ENABLED: program.cgo ? "1" : "0", GOFLAGS: "-mod=readonly -buildvcs=false" },
-		next: "Read what the compiler said. A download that broke off resumes when you run this again.",
-	});
+	const compile = () =>
+		run("go", [...buildArguments(program), "-o", target, program.package], {
+			cwd: folder,
+			env: { CGO_ENABLED: program.cgo ? "1" : "0", GOFLAGS: "-mod=readonly -buildvcs=false" },
+			next: "Read what the compiler said. A download that broke off resumes when you run this again.",
+		});
+	// Go gives up at the first module that a busy proxy refuses; what it compiled until then is kept.
+	for (const pauseMs of PAUSES_MS) {
+		try {
+			await compile();
+			return;
+		} catch (error) {
+			if (!isPassing((error as Error).message)) throw error;
+			say(`a module could not be downloaded: once more in ${pauseMs / 1000} s`);
+			await delay(pauseMs);
+		}
+	}
+	await compile();
+}
+
+const PAUSES_MS = [5_000, 20_000, 60_000];
+
+/** Whether what Go said is a download that may well succeed later: the server or the way to it failed, not the answer. */
+export function isPassing(said: string): boolean {
+	return /reading https?:\S+: (429|5\d\d)\b|: dial tcp\b|connection reset|TLS handshake timeout|i\/o timeout|unexpected EOF|stream error/.test(
+		said,
+	);
 }
 
 function buildArguments(program: GoProgram): string[] {
