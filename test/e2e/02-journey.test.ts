@@ -7,6 +7,7 @@ import type { Region } from "../../crds/region.ts";
 import { tool } from "../../hack/builder/tools.ts";
 import { DEMO_KUBERNETES } from "../../hack/demo/manifests.ts";
 import { demo, eventually, HOSTS, withHosts, withRegion } from "./support/demo.ts";
+import { portForward } from "./support/port-forward.ts";
 import { saveSnapshots } from "./support/snapshots.ts";
 import { fetchScript, importImage, webManifests } from "./support/workload.ts";
 
@@ -121,26 +122,12 @@ describe("kubectl through the tunnel", () => {
 	});
 
 	it("port-forward carries HTTP", async () => {
-		const child = spawn(
-			await tool("kubectl"),
-			["--kubeconfig", await demo.clusterKubeconfig("demo"), "port-forward", `pod/${pods[0]?.name}`, ":8080"],
-			{
-				env: demo.environment,
-				stdio: ["ignore", "pipe", "inherit"],
-			},
-		);
+		const forward = await portForward(await demo.clusterKubeconfig("demo"), [`pod/${pods[0]?.name}`, ":8080"]);
 		try {
-			const port = await new Promise<string>((resolve, reject) => {
-				createInterface({ input: child.stdout }).on("line", (line) => {
-					const found = /127\.0\.0\.1:(\d+)/.exec(line)?.[1];
-					if (found !== undefined) resolve(found);
-				});
-				child.once("exit", () => reject(new Error("port-forward ended")));
-			});
-			const answer = await (await fetch(`http://127.0.0.1:${port}/`)).text();
+			const answer = await (await fetch(`http://127.0.0.1:${forward.port}/`)).text();
 			expect(answer.trim()).toBe(`${pods[0]?.name} on ${pods[0]?.node}`);
 		} finally {
-			child.kill();
+			forward.stop();
 		}
 	});
 

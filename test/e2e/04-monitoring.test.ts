@@ -1,21 +1,20 @@
-import { spawn } from "node:child_process";
 import { request } from "node:https";
-import { createInterface } from "node:readline";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { regionQueries } from "../../charts/dashboards/region.ts";
 import { tool } from "../../hack/builder/tools.ts";
 import { run } from "../../hack/lib/exec.ts";
 import { demo, eventually, withCluster } from "./support/demo.ts";
+import { type Forward, portForward } from "./support/port-forward.ts";
 
 /** What the provider's operator sees in Grafana comes from these queries: each must have something to show. */
 describe("the dashboard", () => {
-	let forward: ReturnType<typeof spawn> | undefined;
+	let forward: Forward | undefined;
 	let query: (expr: string) => Promise<unknown[]>;
 
 	beforeAll(async () => {
 		await withCluster();
-		const { child, port } = await portForward("svc/prometheus", 9090);
-		forward = child;
+		forward = await portForward(demo.kubeconfig, ["-n", demo.namespace, "svc/prometheus", ":9090"]);
+		const { port } = forward;
 		const secret = await demo.kubectl(["get", "secret", "tls-clusters", "-n", demo.namespace, "-o", "json"]);
 		const { data } = JSON.parse(secret.stdout) as { data: Record<string, string> };
 		const pem = (name: string) => Buffer.from(data[name] ?? "", "base64");
@@ -27,7 +26,7 @@ describe("the dashboard", () => {
 			return answer.data?.result ?? [];
 		};
 	});
-	afterAll(() => forward?.kill());
+	afterAll(() => forward?.stop());
 
 	it.each(regionQueries.map(({ panel, expr }) => [panel, expr]))("%s: %s", async (_panel, expr) => {
 		// A host is scraped every two minutes, and a rate needs two samples.
@@ -57,22 +56,6 @@ describe("helm test", () => {
 		expect(stdout).toMatch(/Phase:\s+Succeeded/);
 	});
 });
-
-async function portForward(target: string, port: number): Promise<{ child: ReturnType<typeof spawn>; port: number }> {
-	const child = spawn(
-		await tool("kubectl"),
-		["--kubeconfig", demo.kubeconfig, "port-forward", "-n", demo.namespace, target, `:${port}`],
-		{ stdio: ["ignore", "pipe", "inherit"] },
-	);
-	const local = await new Promise<number>((resolve, reject) => {
-		createInterface({ input: child.stdout }).on("line", (line) => {
-			const found = /127\.0\.0\.1:(\d+)/.exec(line)?.[1];
-			if (found !== undefined) resolve(Number(found));
-		});
-		child.once("exit", () => reject(new Error("port-forward ended")));
-	});
-	return { child, port: local };
-}
 
 function get(options: {
 	port: number;
