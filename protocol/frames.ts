@@ -61,7 +61,7 @@ export interface FrameSink {
 	/** A whole frame other than DATA. The payload is a view that is good during the call. */
 	onFrame(type: FrameType, stream: number, payload: Buffer): void;
 	/**
-	 * A piece of a DATA frame, never empty; it may be kept. `cost` is the credit that it spent: its length,
+	 * A piece of a DATA frame, never empty. It may be kept, but may be a view of a much longer chunk. `cost` is the credit that it spent: its length,
 	 * and with the last piece what is missing to {@link MIN_DATA_COST}.
 	 */
 	onData(stream: number, piece: Buffer, cost: number): void;
@@ -150,10 +150,9 @@ export class FrameParser {
 			if (this.#gatheredFill === this.#gathered.length || this.#missing === 0) this.#deliver(this.#release());
 			return at + gathered;
 		}
-		const piece = chunk.subarray(at, at + take);
+		const piece = take === chunk.length ? chunk : chunk.subarray(at, at + take);
 		this.#missing -= take;
-		// A short view would keep a long chunk alive for as long as its reader is slow.
-		this.#deliver(take * 4 < chunk.buffer.byteLength ? copy(piece) : piece);
+		this.#deliver(piece);
 		return at + take;
 	}
 
@@ -177,13 +176,6 @@ export class FrameParser {
 		this.#gatheredFill = 0;
 		return gathered;
 	}
-}
-
-/** A copy with memory of its own: one out of Node's pool would keep the pool alive. */
-function copy(piece: Buffer): Buffer {
-	const own = Buffer.allocUnsafeSlow(piece.length);
-	piece.copy(own);
-	return own;
 }
 
 /** The error of a peer that breaks the protocol. The session ends with it. */

@@ -1,6 +1,14 @@
 import { EventEmitter } from "node:events";
 import { asGroundplaneError, type ErrorCode, errorCodes, GroundplaneError } from "./errors.ts";
-import { encodeFrame, encodeHeader, FrameParser, type FrameSink, FrameType, protocolError } from "./frames.ts";
+import {
+	encodeFrame,
+	encodeHeader,
+	FrameParser,
+	type FrameSink,
+	FrameType,
+	HEADER_BYTES,
+	protocolError,
+} from "./frames.ts";
 import { type HelloIdentity, parseHelloIdentity } from "./hello.ts";
 import { type Lane, lanes, type StreamHost, TunnelStream } from "./stream.ts";
 import type { Transport } from "./transport.ts";
@@ -128,9 +136,12 @@ export interface SessionStats {
 	stalledMs: number;
 }
 
-const QUANTUM = 16 * 1024;
-const QUANTUM_ALONE = 64 * 1024;
+/** What goes to the transport at once, with all its headers: four whole TLS records (RFC 8446 §5.1), so that none is a short one. */
 const BATCH = 64 * 1024;
+/** Less of a batch is not worth a frame of its own. */
+const LEAST_ROOM = 1024;
+/** A stream's turn: at most this much where others of its lane wait. */
+const QUANTA: Readonly<Record<Lane, number>> = { control: 16 * 1024, interactive: 16 * 1024, bulk: 64 * 1024 };
 /** A lane that was passed over by this many bytes of higher lanes gets a turn. */
 const PASSED_OVER = 256 * 1024;
 
@@ -692,16 +703,16 @@ export class Session extends EventEmitter<SessionEvents> {
 		try {
 			while (this.#transport.buffered < this.limits.inTransport) {
 				const batch: Buffer[] = [];
-				let bytes = 0;
+				let bytes = this.#transport.overhead ?? 0;
 				do {
 					// Taking a turn may cause control frames (a callback accepts a stream and writes to it): they go before the next turn.
 					bytes += this.#takeControl(batch);
 					const stream = this.#next();
 					if (stream === undefined) break;
-					bytes += this.#takeTurn(stream, batch);
-				} while (bytes < BATCH);
+					bytes += this.#takeTurn(stream, batch, Math.max(LEAST_ROOM, BATCH - bytes) - HEADER_BYTES);
+				} while (bytes + LEAST_ROOM <= BATCH);
 				if (batch.length === 0) break;
-				this.#transport.send(batch, bytes);
+				this.#transport.send(batch, bytes - (this.#transport.overhead ?? 0));
 			}
 		} finally {
 			this.#inTurn = false;
@@ -749,14 +760,14 @@ export class Session extends EventEmitter<SessionEvents> {
 		return chosen === undefined ? undefined : this.#lanes[chosen].shift();
 	}
 
-	#takeTurn(stream: TunnelStream, batch: Buffer[]): number {
+	#takeTurn(stream: TunnelStream, batch: Buffer[], room: number): number {
 		stream.queued = false;
-		const alone = lanes.every((lane) => this.#lanes[lane].length === 0);
-		const { parts, bytes, end } = stream.nextTurn(alone ? QUANTUM_ALONE : QUANTUM);
+		const alone = this.#lanes[stream.lane].length === 0;
+		const { parts, bytes, end } = stream.nextTurn(alone ? room : Math.min(room, QUANTA[stream.lane]));
 		let total = 0;
 		if (bytes > 0) {
 			batch.push(encodeHeader(FrameType.DATA, stream.id, bytes), ...parts);
-			total += 8 + bytes;
+			total += HEADER_BYTES + bytes;
 			this.#bytesOut[stream.lane] += bytes;
 			this.#passedOver[stream.lane] = 0;
 			for (const lane of lanes.slice(lanes.indexOf(stream.lane) + 1)) {
@@ -765,7 +776,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		}
 		if (end) {
 			batch.push(encodeHeader(FrameType.FIN, stream.id, 0));
-			total += 8;
+			total += HEADER_BYTES;
 		}
 		if (stream.sendable) this.#queue(stream);
 		return total;

@@ -68,7 +68,7 @@ export class TunnelStream extends Duplex {
 		{ id, service, lane, credit, window }: { id: number; service: string; lane: Lane; credit: number; window: number },
 	) {
 		// The credit window bounds what is buffered, so push() need never say no.
-		super({ allowHalfOpen: true, readableHighWaterMark: 64 * 1024, writableHighWaterMark: 64 * 1024 });
+		super({ allowHalfOpen: true, readableHighWaterMark: 64 * 1024, writableHighWaterMark: 128 * 1024 });
 		this.#host = host;
 		this.id = id;
 		this.service = service;
@@ -105,7 +105,7 @@ export class TunnelStream extends Duplex {
 	nextTurn(limit: number): Turn {
 		const turn: Turn = { parts: [], bytes: 0, end: false };
 		const most = Math.min(limit, this.#credit);
-		while (turn.bytes < most && this.#first < this.#waiting.length) {
+		while (turn.bytes < most && this.#written !== undefined) {
 			const chunk = this.#waiting[this.#first] as Buffer;
 			const take = Math.min(chunk.length - this.#offset, most - turn.bytes);
 			turn.parts.push(take === chunk.length ? chunk : chunk.subarray(this.#offset, this.#offset + take));
@@ -114,16 +114,13 @@ export class TunnelStream extends Duplex {
 			if (this.#offset < chunk.length) break;
 			this.#offset = 0;
 			this.#first++;
-		}
-		if (turn.bytes > 0) this.#credit -= Math.max(turn.bytes, MIN_DATA_COST);
-		if (this.#first === this.#waiting.length && this.#written !== undefined) {
+			if (this.#first < this.#waiting.length) continue;
 			const written = this.#written;
 			this.#written = undefined;
-			this.#waiting = [];
-			this.#first = 0;
-			// May bring the next write, or the end, at once.
+			// May bring the next write, which then fills up the frame, or the end.
 			written();
 		}
+		if (turn.bytes > 0) this.#credit -= Math.max(turn.bytes, MIN_DATA_COST);
 		if (this.#written === undefined && this.#finalized !== undefined && !this.#endSent) {
 			turn.end = true;
 			this.#endSent = true;
@@ -149,9 +146,14 @@ export class TunnelStream extends Duplex {
 		this.#spent += cost;
 		if (this.#spent > this.#given || this.#endReceived) return false;
 		this.#surcharge += cost - piece.length;
-		this.push(piece);
+		this.push(this.#isTakenAtOnce ? piece : compact(piece));
 		this.#giveBack();
 		return true;
+	}
+
+	/** The consumer takes what is pushed before push() returns. */
+	get #isTakenAtOnce(): boolean {
+		return this.readableFlowing === true && this.readableLength === 0;
 	}
 
 	/** The peer finished its direction. False when it had done so before. */
@@ -240,4 +242,15 @@ export class TunnelStream extends Duplex {
 				}),
 		);
 	}
+}
+
+/**
+ * What has to wait for its reader has memory of its own: TLS gives 16 KiB in a chunk of 64 KiB, and a view keeps all of it.
+ * Node's pool would be kept alive as well, so the copy isn't taken from there.
+ */
+function compact(piece: Buffer): Buffer {
+	if (piece.buffer.byteLength < 2 * piece.length) return piece;
+	const own = Buffer.allocUnsafeSlow(piece.length);
+	piece.copy(own);
+	return own;
 }

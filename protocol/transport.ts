@@ -4,6 +4,8 @@ import type { Duplex } from "node:stream";
 export interface Transport {
 	/** Bytes handed over that have not left yet. */
 	readonly buffered: number;
+	/** Bytes that are added to each batch; none when absent. */
+	readonly overhead?: number;
 	/** Called once, before anything else. */
 	start(handlers: TransportHandlers): void;
 	/** Hands bytes over. `onSent` follows when there may be room again. */

@@ -62,7 +62,7 @@ export class WebSocketParser {
 				continue;
 			}
 			const end = at + Math.min(this.#missing, chunk.length - at);
-			const piece = chunk.subarray(at, end);
+			const piece = at === 0 && end === chunk.length ? chunk : chunk.subarray(at, end);
 			at = end;
 			this.#missing -= piece.length;
 			if (this.#key !== undefined) {
@@ -241,6 +241,7 @@ function webSocketTransport(
 	};
 
 	return {
+		overhead: role === "client" ? 14 : 10,
 		get buffered() {
 			return socket.writableLength;
 		},
