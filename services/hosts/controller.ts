@@ -12,6 +12,7 @@ import { backoffMs } from "../kit/retry.ts";
 import {
 	contentOf,
 	type DesiredStateSigner,
+	digestOf,
 	nextDocument,
 	type RoleSecrets,
 	renewAt,
@@ -19,7 +20,7 @@ import {
 } from "./desired-state.ts";
 import { MANAGER } from "./enrolment.ts";
 import type { Document, HostRecord, Inventory } from "./inventory.ts";
-import { ownPart, statusOf } from "./status.ts";
+import { type OwnStatus, ownPart, statusOf } from "./status.ts";
 
 export interface HostsControllerOptions {
 	readonly kube: KubeClient;
@@ -47,7 +48,11 @@ interface Sent {
 
 /** Reports come in bursts; the status is written once for all of them. */
 const DEBOUNCE_MS = 250;
+/** Every Host is looked at again after this long; machines without a Host more often. */
+const RESYNC_MS = 3_600_000;
 const SWEEP_MS = 10 * 60_000;
+/** What changes with every reconnection (gateway, address, since when) is written for so many hosts in a second. */
+const MINOR_PER_SECOND = 30;
 /** A host that accepts documents answers in milliseconds; then ever more patience. */
 const RESEND = { baseMs: 4_000, maxMs: 120_000 };
 
@@ -60,16 +65,31 @@ export class HostsController {
 	readonly #reflector: Reflector<Host>;
 	readonly #controller: Controller<Host>;
 	readonly #sent = new Map<string, Sent>();
+	/** Digest of our part of the status that a Host of the store has: the parts themselves are large. */
+	readonly #written = new WeakMap<Host, Written>();
+	/** When a minor change of a status is to be written. */
+	readonly #minorDue = new Map<string, number>();
 
 	constructor(options: HostsControllerOptions) {
 		this.#options = options;
 		const { kube, namespace, log, now } = options;
-		this.#reflector = new Reflector({ client: kube, resource: hosts, namespace, log });
+		this.#reflector = new Reflector({
+			client: kube,
+			resource: hosts,
+			namespace,
+			log,
+			transform: (host) => {
+				const trimmed = withoutReports(host);
+				this.#written.set(trimmed, writtenOf(ownPart(host.status)));
+				return trimmed;
+			},
+		});
 		this.#controller = new Controller({
 			name: "hosts",
 			primary: this.#reflector,
 			reconcile: (key, signal) => this.#reconcile(key.slice(namespace.length + 1), signal),
 			concurrency: 4,
+			resync: RESYNC_MS,
 			timeout: 30_000,
 			maxDelay: 60_000,
 			log,
@@ -84,9 +104,9 @@ export class HostsController {
 		});
 	}
 
-	/** Something is new about a host. */
-	changed(host: string): void {
-		this.#controller.enqueue(`${this.#options.namespace}/${host}`, DEBOUNCE_MS);
+	/** Something is new about a host, to be looked at in `delay` milliseconds. */
+	changed(host: string, delay = DEBOUNCE_MS): void {
+		this.#controller.enqueue(`${this.#options.namespace}/${host}`, delay);
 	}
 
 	/** The Host as last seen. */
@@ -117,10 +137,11 @@ export class HostsController {
 		const { current, problem, requeueAfter } = machine
 			? await this.#deliver(host, machine, signal)
 			: { current: undefined, problem: undefined, requeueAfter: undefined };
-		await this.#writeStatus(host, current, problem, signal);
+		const writeIn = await this.#writeStatus(host, current, problem, signal);
 		// A Secret that is missing may come without the Host changing.
 		if (problem) throw problem;
-		return requeueAfter === undefined ? {} : { requeueAfter };
+		const again = Math.min(requeueAfter ?? Number.POSITIVE_INFINITY, writeIn ?? Number.POSITIVE_INFINITY);
+		return Number.isFinite(again) ? { requeueAfter: again } : {};
 	}
 
 	/** Signs a new document if need be, and sends the current one until the host has acknowledged it. */
@@ -155,14 +176,17 @@ export class HostsController {
 		return { current, requeueAfter: Math.min(renewIn, resendIn ?? renewIn) };
 	}
 
-	/** Sends the document once a connection, and again while it is not accepted. Returns when to look again. */
+	/**
+	 * Sends the document until the host has accepted it over the tunnel that is up: once over each, since a host may have lost what
+	 * it kept. Returns when to look again.
+	 */
 	async #send(
 		machine: HostRecord,
 		document: Document,
 		content: ReturnType<typeof contentOf>,
 	): Promise<number | undefined> {
 		const { signer, send, now } = this.#options;
-		const { name, link, accepted } = machine;
+		const { name, link, accepted, acceptedEpoch } = machine;
 		if (link?.state !== "connected") {
 			this.#sent.delete(name);
 			return undefined;
@@ -170,14 +194,13 @@ export class HostsController {
 		const connection = `${link.gateway}/${link.epoch}/${link.at}`;
 		const sent = this.#sent.get(name);
 		const isAgain = sent?.generation === document.generation && sent.connection === connection;
-		const isAccepted = accepted === document.generation;
-		if (isAgain && isAccepted) return undefined;
+		if (accepted === document.generation && acceptedEpoch === link.epoch) return undefined;
 		const attempts = isAgain ? sent.attempts : 0;
 		const pause = RESEND.baseMs / 2 + backoffMs(attempts, RESEND);
 		if (isAgain && now() < sent.at + RESEND.baseMs / 2) return sent.at + pause - now();
 		send(name, { type: "desired-state", jws: await signer.sign(name, document, content) });
 		this.#sent.set(name, { generation: document.generation, connection, attempts: attempts + 1, at: now() });
-		return isAccepted ? undefined : pause;
+		return pause;
 	}
 
 	async #secrets(host: Host, signal: AbortSignal): Promise<RoleSecrets> {
@@ -192,22 +215,43 @@ export class HostsController {
 		return found;
 	}
 
+	/** Writes our part of the status if it has changed. Returns when to look again, if that can wait. */
 	async #writeStatus(
 		host: Host,
 		machine: HostRecord | undefined,
 		problem: GroundplaneError | undefined,
 		signal: AbortSignal,
-	): Promise<void> {
+	): Promise<number | undefined> {
 		const { kube, now } = this.#options;
 		const status = statusOf(host, machine, { problem, now });
-		if (isSame(status, ownPart(host.status))) return;
 		const { name, namespace, uid } = host.metadata;
+		const written = this.#written.get(host) ?? writtenOf(ownPart(host.status));
+		const wanted = writtenOf(status);
+		if (wanted.all === written.all) {
+			this.#minorDue.delete(name);
+			return undefined;
+		}
+		if (wanted.major === written.major) {
+			const waitMs = this.#minorWait(name);
+			if (waitMs > 0) return waitMs;
+		}
+		this.#minorDue.delete(name);
 		await kube.apply(
 			hosts,
 			// The uid keeps a status from landing on another Host that took the name meanwhile.
 			{ metadata: { name, ...(namespace && { namespace }), ...(uid && { uid }) }, status },
 			{ manager: MANAGER, force: true, subresource: "status", signal },
 		);
+		return undefined;
+	}
+
+	/** How long a minor change waits: when the whole region reconnects, its statuses must not all be written at once. */
+	#minorWait(name: string): number {
+		const { now } = this.#options;
+		const spreadMs = (this.#reflector.list().length / MINOR_PER_SECOND) * 1000;
+		const due = this.#minorDue.get(name) ?? now() + Math.random() * spreadMs;
+		this.#minorDue.set(name, due);
+		return due - now();
 	}
 
 	/** The Host of a machine was deleted: its certificates and its tunnel go, and it may enrol anew. */
@@ -215,6 +259,7 @@ export class HostsController {
 		const { inventory, farewell, log } = this.#options;
 		if (!(await inventory.forget(machine.name, machine.uid))) return;
 		this.#sent.delete(machine.name);
+		this.#minorDue.delete(machine.name);
 		log.info({ host: machine.name }, "the Host is gone: revoked its certificates, closing its tunnel");
 		await farewell(machine.name);
 	}
@@ -222,9 +267,12 @@ export class HostsController {
 	/** Machines whose Host went while nobody watched. */
 	async #sweep(signal: AbortSignal): Promise<void> {
 		const { inventory, log } = this.#options;
+		await this.#reflector.waitForSync(signal).catch(() => undefined);
 		while (!signal.aborted) {
 			try {
-				for (const name of await inventory.names()) this.changed(name);
+				for (const { name, uid } of await inventory.identities()) {
+					if (this.host(name)?.metadata.uid !== uid) this.changed(name);
+				}
 			} catch (err) {
 				log.warn({ err }, "can't go through the inventory; trying again later");
 			}
@@ -240,11 +288,19 @@ export class HostsController {
 	}
 }
 
-/** Whether two values are the same JSON, whatever the order of keys. */
-function isSame(a: unknown, b: unknown): boolean {
-	if (a === b) return true;
-	if (typeof a !== "object" || typeof b !== "object" || a === null || b === null) return false;
-	if (Array.isArray(a) !== Array.isArray(b)) return false;
-	const keys = new Set([...Object.keys(a), ...Object.keys(b)]);
-	return [...keys].every((key) => isSame((a as Record<string, unknown>)[key], (b as Record<string, unknown>)[key]));
+/** What tells whether a status has to be written: digests of our part of it, with and without what every reconnection changes. */
+interface Written {
+	readonly all: string;
+	readonly major: string;
+}
+
+function writtenOf(status: OwnStatus): Written {
+	const { connection, ...rest } = status;
+	return { all: digestOf(status), major: digestOf({ ...rest, state: connection?.state, reason: connection?.reason }) };
+}
+
+/** A Host without what its machine reports: most of its bytes, and the inventory has it. */
+function withoutReports(host: Host): Host {
+	const { facts: _facts, checks: _checks, roles: _roles, agent: _agent, ...status } = host.status ?? {};
+	return { ...host, ...(host.status && { status }) };
 }

@@ -64,6 +64,8 @@ export interface HostTable {
 	roles_generation: string | null;
 	/** Generation of the document that the host accepted last. */
 	accepted_generation: string | null;
+	/** Epoch of the tunnel over which it did: a document is sent once over each. */
+	accepted_epoch: string | null;
 	refusal: Json<Refusal> | null;
 	link: Json<Link> | null;
 }
@@ -161,6 +163,11 @@ export const migrations: Record<string, Migration> = {
 					valid_until timestamptz NOT NULL,
 					PRIMARY KEY (host, generation)
 				)`.execute(db);
+		},
+	},
+	"002-accepted-epoch": {
+		async up(db: Kysely<unknown>) {
+			await sql`ALTER TABLE hosts ADD COLUMN accepted_epoch bigint`.execute(db);
 		},
 	},
 };

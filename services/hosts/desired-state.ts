@@ -51,8 +51,8 @@ function withSecret(
 	return { name, version, parameters: { ...parameters, ...secret } };
 }
 
-/** SHA-256 of a document's content with its keys in order. */
-export const digestOf = (content: Content): string => createHash("sha256").update(canonical(content)).digest("hex");
+/** SHA-256 of a value's JSON with its keys in order: of a document's content, of a status. */
+export const digestOf = (value: object): string => createHash("sha256").update(canonical(value)).digest("hex");
 
 function canonical(value: unknown): string {
 	if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;

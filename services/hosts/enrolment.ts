@@ -13,6 +13,11 @@ import { JOIN_TOKEN, type JoinTokens } from "./join-tokens.ts";
 
 export const MANAGER = "groundplane-hosts";
 
+/** So many enrolments at a time: each holds a connection to the database while the API server makes the Host. */
+const AT_ONCE = 5;
+/** An enrolment that has waited this long is refused: the machine has given up by then, and asks again. */
+const MOST_WAIT_MS = 15_000;
+
 /** How far a host's clock may be off. Beyond, certificates and signed documents would not mean the same at both ends. */
 const MAX_SKEW_SECONDS = 300;
 
@@ -95,12 +100,34 @@ export function checkIdentity(
  */
 export class Enrolment {
 	readonly #options: EnrolmentOptions;
+	readonly #waiting: (() => void)[] = [];
+	#free = AT_ONCE;
 
 	constructor(options: EnrolmentOptions) {
 		this.#options = options;
 	}
 
+	/** Enrols when it is this request's turn: hundreds of machines that start together take turns, in the order in which they came. */
 	async enrol(bearer: string | undefined, body: EnrollRequest): Promise<EnrollResponse> {
+		const { now } = this.#options;
+		const came = now();
+		if (this.#free > 0) this.#free -= 1;
+		else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+		try {
+			if (now() - came > MOST_WAIT_MS) {
+				throw new GroundplaneError("Overloaded", "Too many machines enrol at this moment.", {
+					next: "Nothing to do: the agent tries again.",
+				});
+			}
+			return await this.#enrol(bearer, body);
+		} finally {
+			const next = this.#waiting.shift();
+			if (next) next();
+			else this.#free += 1;
+		}
+	}
+
+	async #enrol(bearer: string | undefined, body: EnrollRequest): Promise<EnrollResponse> {
 		const { db, authority, region, desiredStateJwks, cut, now } = this.#options;
 		if (!bearer || !JOIN_TOKEN.test(bearer)) {
 			throw new GroundplaneError("JoinTokenInvalid", "The request carries no join token.", {
@@ -148,7 +175,7 @@ export class Enrolment {
 		const { tokens, inventory, authority, now } = this.#options;
 		const { name, facts } = body;
 		await sql`SELECT pg_advisory_xact_lock(hashtext(${`host/${name}`}))`.execute(transaction);
-		const token = await tokens.take(transaction, bearer, facts.machineId);
+		const token = await tokens.check(transaction, bearer, facts.machineId);
 		const [byName, byMachine] = await Promise.all([
 			transaction.selectFrom("hosts").select("machine_id").where("name", "=", name).executeTakeFirst(),
 			transaction.selectFrom("hosts").select("name").where("machine_id", "=", facts.machineId).executeTakeFirst(),

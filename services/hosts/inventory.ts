@@ -1,4 +1,4 @@
-import type { Kysely, Selectable, Transaction } from "kysely";
+import { type Kysely, type Selectable, sql, type Transaction } from "kysely";
 import type { ErrorCode } from "../../protocol/errors.ts";
 import type { HostCheck, HostFacts, RoleStatus } from "../../protocol/facts.ts";
 import type { UpMessage } from "../../protocol/messages.ts";
@@ -18,6 +18,8 @@ export interface HostRecord {
 	readonly roles?: { readonly generation: number; readonly list: readonly RoleStatus[] };
 	/** Generation of the document that the host accepted last. */
 	readonly accepted?: number;
+	/** Epoch of the tunnel over which it did. */
+	readonly acceptedEpoch?: number;
 	/** The document that it refused since. */
 	readonly refusal?: Refusal;
 	readonly link?: Link;
@@ -42,6 +44,15 @@ export interface Admission {
 
 type Db = Kysely<HostsDatabase> | Transaction<HostsDatabase>;
 
+/** What a host says of itself, but for requests. */
+export type Report = Exclude<UpMessage, { type: "certificate-request" }>;
+
+/** What became of a batch: hosts that are enrolled, and those of them about which something is new. */
+export interface Kept {
+	readonly known: ReadonlySet<string>;
+	readonly changed: ReadonlySet<string>;
+}
+
 /** Reports come with the generation of a document; so many of the last ones can be told apart. */
 const DOCUMENTS_KEPT = 16;
 
@@ -53,39 +64,92 @@ export class Inventory {
 		this.#db = db;
 	}
 
+	/** One machine, in one question. */
 	async find(name: string): Promise<HostRecord | undefined> {
-		const row = await this.#db.selectFrom("hosts").selectAll().where("name", "=", name).executeTakeFirst();
-		if (!row) return undefined;
-		const documents = await this.#db
-			.selectFrom("documents")
-			.selectAll()
-			.where("host", "=", name)
-			.orderBy("generation", "desc")
-			.limit(DOCUMENTS_KEPT)
-			.execute();
-		return record(row, documents);
+		const { rows } = await sql<Selectable<HostTable> & { documents: DocumentRow[] }>`
+			SELECT h.*, coalesce(d.documents, '[]') AS documents FROM hosts h LEFT JOIN LATERAL (
+				SELECT json_agg(newest ORDER BY generation DESC) AS documents FROM (
+					SELECT * FROM documents WHERE host = h.name ORDER BY generation DESC LIMIT ${DOCUMENTS_KEPT}
+				) newest
+			) d ON true WHERE h.name = ${name}`.execute(this.#db);
+		const [row] = rows;
+		return row && record(row, row.documents);
 	}
 
-	async names(): Promise<string[]> {
-		return (await this.#db.selectFrom("hosts").select("name").execute()).map(({ name }) => name);
+	/** All machines with the uid of the Host that each belongs to. */
+	async identities(): Promise<{ name: string; uid: string }[]> {
+		return this.#db.selectFrom("hosts").select(["name", "uid"]).execute();
 	}
 
 	/** Hosts whose tunnel is up, as far as gateways have said. */
 	async connected(): Promise<{ name: string; link: Link }[]> {
-		const rows = await this.#db.selectFrom("hosts").select(["name", "link"]).orderBy("name").execute();
-		return rows.flatMap(({ name, link }) => (link?.state === "connected" ? [{ name, link }] : []));
+		return this.#links(sql`SELECT name, link FROM hosts WHERE link->>'state' = 'connected' ORDER BY name`);
 	}
 
-	/** Keeps a report. False when no such host is enrolled. */
-	async report(host: string, message: Exclude<UpMessage, { type: "certificate-request" }>): Promise<boolean> {
-		return this.#update(host, columnsOf(message));
+	/** Of each gateway's tunnels that are up the `most` oldest: those that a gateway that died and came back does not hold. */
+	async oldestTunnels(most: number): Promise<{ name: string; link: Link }[]> {
+		return this.#links(sql`
+			SELECT name, link FROM (
+				SELECT name, link, row_number() OVER (PARTITION BY link->>'gateway' ORDER BY link->>'at', name) AS place
+				FROM hosts WHERE link->>'state' = 'connected'
+			) tunnels WHERE place <= ${most}`);
 	}
 
-	/** Keeps what the gateway says of a tunnel, unless an older tunnel speaks up. False when no such host is enrolled. */
-	async recordLink(host: string, link: Link): Promise<boolean> {
-		const row = await this.#db.selectFrom("hosts").select("link").where("name", "=", host).executeTakeFirst();
-		if (!row) return false;
-		return isStale(row.link, link) ? true : this.#update(host, { link: JSON.stringify(link) });
+	/** The next `most` tunnels that are up after `name`, in the order of names. */
+	async tunnelsAfter(name: string, most: number): Promise<{ name: string; link: Link }[]> {
+		return this.#links(sql`
+			SELECT name, link FROM hosts WHERE name > ${name} AND link->>'state' = 'connected' ORDER BY name LIMIT ${most}`);
+	}
+
+	async #links(query: ReturnType<typeof sql>): Promise<{ name: string; link: Link }[]> {
+		return (await query.execute(this.#db)).rows as { name: string; link: Link }[];
+	}
+
+	/**
+	 * Keeps reports, many in one go; of several of one kind about one host the last. What says nothing new is not written.
+	 * A statement that fails has kept nothing of its kind.
+	 */
+	async keep(reports: readonly { readonly host: string; readonly message: Report }[]): Promise<Kept> {
+		const known = new Set<string>();
+		const changed = new Set<string>();
+		for (const { type, set, differs, columns } of kinds) {
+			const rows = new Map<string, object>();
+			for (const { host, message } of reports)
+				if (message.type === type) rows.set(host, { name: host, ...rowOf(message) });
+			if (rows.size === 0) continue;
+			const result = await sql<{ name: string; changed: boolean }>`
+				WITH report AS (
+					SELECT * FROM jsonb_to_recordset(${JSON.stringify([...rows.values()])}::jsonb) AS r (name text, ${sql.raw(columns)})
+				), written AS (
+					UPDATE hosts h SET ${sql.raw(set)} FROM report r WHERE h.name = r.name AND ${sql.raw(differs)} RETURNING h.name
+				)
+				SELECT h.name, written.name IS NOT NULL AS changed
+				FROM report JOIN hosts h USING (name) LEFT JOIN written USING (name)`.execute(this.#db);
+			for (const row of result.rows) {
+				known.add(row.name);
+				if (row.changed) changed.add(row.name);
+			}
+		}
+		return { known, changed };
+	}
+
+	/** Keeps what gateways say of tunnels, in this order, unless an older tunnel speaks up. */
+	async keepLinks(links: readonly { readonly host: string; readonly link: Link }[]): Promise<Kept> {
+		const hosts = [...new Set(links.map(({ host }) => host))];
+		if (hosts.length === 0) return { known: new Set(), changed: new Set() };
+		const before = await this.#db.selectFrom("hosts").select(["name", "link"]).where("name", "in", hosts).execute();
+		const known = new Map(before.map(({ name, link }) => [name, link]));
+		const newest = new Map<string, Link>();
+		for (const { host, link } of links) {
+			if (known.has(host) && !isStale(newest.get(host) ?? known.get(host) ?? null, link)) newest.set(host, link);
+		}
+		const rows = [...newest].map(([name, link]) => ({ name, link }));
+		if (rows.length === 0) return { known: new Set(known.keys()), changed: new Set() };
+		const written = await sql<{ name: string }>`
+			UPDATE hosts h SET link = r.link
+			FROM jsonb_to_recordset(${JSON.stringify(rows)}::jsonb) AS r (name text, link jsonb)
+			WHERE h.name = r.name AND h.link IS DISTINCT FROM r.link RETURNING h.name`.execute(this.#db);
+		return { known: new Set(known.keys()), changed: new Set(written.rows.map(({ name }) => name)) };
 	}
 
 	/** Whether a certificate still opens a tunnel for this host. */
@@ -186,15 +250,6 @@ export class Inventory {
 			.executeTakeFirstOrThrow();
 		return numDeletedRows > 0n;
 	}
-
-	async #update(host: string, set: ReturnType<typeof columnsOf> | { link: string }): Promise<boolean> {
-		const { numUpdatedRows } = await this.#db
-			.updateTable("hosts")
-			.set(set)
-			.where("name", "=", host)
-			.executeTakeFirstOrThrow();
-		return numUpdatedRows > 0n;
-	}
 }
 
 /** Whether `next` comes from an older tunnel than the one known: a gateway that notices late that a host has left it. */
@@ -204,26 +259,55 @@ export function isStale(known: Link | null, next: Link): boolean {
 	return Date.parse(next.at) < Date.parse(known.at);
 }
 
-function columnsOf(message: Exclude<UpMessage, { type: "certificate-request" }>) {
+/** How each kind of report is kept: its fields in SQL (`r`), what they change of a host (`h`), and when that is something new. */
+const kinds: readonly { type: Report["type"]; columns: string; set: string; differs: string }[] = [
+	{
+		type: "facts",
+		columns: "agent_version text, facts jsonb, checks jsonb, certificate_not_after timestamptz",
+		set: "agent_version = r.agent_version, facts = r.facts, checks = r.checks, certificate_not_after = r.certificate_not_after",
+		differs:
+			"(h.agent_version, h.facts, h.checks, h.certificate_not_after) IS DISTINCT FROM (r.agent_version, r.facts, r.checks, r.certificate_not_after)",
+	},
+	{
+		type: "roles",
+		columns: "roles jsonb, generation bigint",
+		set: "roles = r.roles, roles_generation = r.generation",
+		differs: "(h.roles, h.roles_generation) IS DISTINCT FROM (r.roles, r.generation)",
+	},
+	{
+		// A document that is refused leaves the one before in force.
+		type: "acknowledgement",
+		columns: "accepted bigint, refusal jsonb",
+		set: `accepted_generation = coalesce(r.accepted, h.accepted_generation), refusal = r.refusal,
+			accepted_epoch = CASE WHEN r.accepted IS NULL THEN h.accepted_epoch ELSE (h.link->>'epoch')::bigint END`,
+		differs: `(h.refusal IS DISTINCT FROM r.refusal OR r.accepted IS NOT NULL
+			AND (h.accepted_generation, h.accepted_epoch) IS DISTINCT FROM (r.accepted, (h.link->>'epoch')::bigint))`,
+	},
+];
+
+function rowOf(message: Report): object {
 	switch (message.type) {
-		case "facts":
-			return {
-				agent_version: message.agentVersion,
-				facts: JSON.stringify(message.facts),
-				checks: JSON.stringify(message.checks),
-				certificate_not_after: message.certificateNotAfter,
-			};
+		case "facts": {
+			const { agentVersion, facts, checks, certificateNotAfter } = message;
+			return { agent_version: agentVersion, facts, checks, certificate_not_after: certificateNotAfter };
+		}
 		case "roles":
-			return { roles: JSON.stringify(message.roles), roles_generation: String(message.generation) };
+			return { roles: message.roles, generation: message.generation };
 		case "acknowledgement": {
 			const { generation, accepted, reason, message: text } = message;
-			if (accepted) return { accepted_generation: String(generation), refusal: null };
-			return { refusal: JSON.stringify({ generation, reason, message: text }) };
+			return accepted ? { accepted: generation } : { refusal: { generation, reason, message: text } };
 		}
 	}
 }
 
-function record(row: Selectable<HostTable>, documents: readonly Selectable<DocumentTable>[]): HostRecord {
+/** A row of `documents` as JSON gives it. */
+type DocumentRow = Omit<Selectable<DocumentTable>, "generation" | "issued_at" | "valid_until"> & {
+	generation: number;
+	issued_at: string;
+	valid_until: string;
+};
+
+function record(row: Selectable<HostTable>, documents: readonly DocumentRow[]): HostRecord {
 	return {
 		name: row.name,
 		machineId: row.machine_id,
@@ -234,15 +318,16 @@ function record(row: Selectable<HostTable>, documents: readonly Selectable<Docum
 		certificateNotAfter: row.certificate_not_after,
 		...(row.roles && { roles: { generation: Number(row.roles_generation ?? 0), list: row.roles } }),
 		...(row.accepted_generation !== null && { accepted: Number(row.accepted_generation) }),
+		...(row.accepted_epoch !== null && { acceptedEpoch: Number(row.accepted_epoch) }),
 		...(row.refusal && { refusal: row.refusal }),
 		...(row.link && { link: row.link }),
 		documents: documents.map((document) => ({
-			generation: Number(document.generation),
+			generation: document.generation,
 			epoch: document.epoch,
 			objectGeneration: document.object_generation,
 			digest: document.digest,
-			issuedAt: document.issued_at,
-			validUntil: document.valid_until,
+			issuedAt: new Date(document.issued_at),
+			validUntil: new Date(document.valid_until),
 		})),
 	};
 }

@@ -35,6 +35,9 @@ export const JOIN_TOKEN = /^gpj_[A-Za-z0-9_-]{43}$/;
 
 const hashOf = (token: string) => createHash("sha256").update(token).digest();
 
+const usedUp = () =>
+	new GroundplaneError("JoinTokenUsedUp", "This join token has been used as often as it may be.", { next });
+
 const next = "Ask for a new one with `gp host join-command`.";
 
 /** What a bearer token of an enrolment is worth. Used up does not count for a machine that used it already (`used`). */
@@ -49,7 +52,7 @@ export function checkJoinToken<T extends Pick<Selectable<JoinTokenTable>, "uses_
 		});
 	}
 	if (token.uses_left === 0 && !used) {
-		throw new GroundplaneError("JoinTokenUsedUp", "This join token has been used as often as it may be.", { next });
+		throw usedUp();
 	}
 	return token;
 }
@@ -117,37 +120,45 @@ export class JoinTokens {
 		return shown(checkJoinToken(row, { used: false, now: this.#now() }));
 	}
 
-	/** Takes the token for an enrolment of `machineId` inside its transaction; the row stays locked until that ends. */
-	async take(
-		transaction: Transaction<HostsDatabase>,
+	/** The token for an enrolment of `machineId`, if it may be used. Nothing is locked: {@link use} has the last word. */
+	async check(
+		db: Transaction<HostsDatabase>,
 		bearer: string,
 		machineId: string,
 	): Promise<Selectable<JoinTokenTable> & { used: boolean }> {
-		const row = await transaction
-			.selectFrom("join_tokens")
-			.selectAll()
+		const row = await db
+			.selectFrom("join_tokens as token")
+			.selectAll("token")
+			.select((query) =>
+				query
+					.exists(
+						query
+							.selectFrom("enrolments")
+							.select("host")
+							.whereRef("token_id", "=", "token.id")
+							.where("machine_id", "=", machineId),
+					)
+					.as("used"),
+			)
 			.where("hash", "=", hashOf(bearer))
-			.forUpdate()
 			.executeTakeFirst();
-		const earlier =
-			row &&
-			(await transaction
-				.selectFrom("enrolments")
-				.select("host")
-				.where("token_id", "=", row.id)
-				.where("machine_id", "=", machineId)
-				.executeTakeFirst());
-		const used = earlier !== undefined;
+		const used = Boolean(row?.used);
 		return { ...checkJoinToken(row, { used, now: this.#now() }), used };
 	}
 
-	/** Counts one use, inside the transaction of {@link take}. */
+	/**
+	 * Counts one use, last in an enrolment's transaction: the row is locked from here to its end, and all machines that enrol with
+	 * one token take turns for no longer. Throws JoinTokenUsedUp when others were quicker.
+	 */
 	async use(transaction: Transaction<HostsDatabase>, id: string, machineId: string, host: string): Promise<void> {
-		await transaction
+		const row = await transaction
 			.updateTable("join_tokens")
 			.set((column) => ({ uses_left: column("uses_left", "-", 1) }))
 			.where("id", "=", id)
-			.execute();
+			.where("uses_left", ">", 0)
+			.returning("uses_left")
+			.executeTakeFirst();
+		if (!row) throw usedUp();
 		await transaction.insertInto("enrolments").values({ token_id: id, machine_id: machineId, host }).execute();
 	}
 }

@@ -1,9 +1,9 @@
-import { setTimeout as delay } from "node:timers/promises";
+import { setTimeout as delay, setImmediate } from "node:timers/promises";
 import { AckPolicy, DeliverPolicy, type JsMsg } from "@nats-io/jetstream";
 import { errors } from "@nats-io/nats-core";
 import { z } from "zod";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
-import { type DownMessage, upMessage } from "../../protocol/messages.ts";
+import { type DownMessage, type UpMessage, upMessage } from "../../protocol/messages.ts";
 import { type Bus, ensureHostStreams } from "../kit/bus.ts";
 import type { Log } from "../kit/log.ts";
 import { Counter, type Metrics } from "../kit/metrics.ts";
@@ -23,18 +23,42 @@ const link = z.object({
 const admitRequest = z.object({ host: z.string(), serial: z.string() });
 
 const PROBES_AT_ONCE = 16;
+/** Of each gateway so many tunnels are asked for in every round, the oldest first; all of them within a slow one. */
+const OLDEST = 8;
+const SLOW_ROUND_MS = 10 * 60_000;
+/** After the bus was away, so many rounds ask for every tunnel: who left meanwhile could not tell. */
+const FULL_ROUNDS = 2;
+/** A tunnel that is back within this time is no news: a status costs more to write than a reconnection. */
+const GRACE_MS = 3_000;
+/** Most messages that are kept in one go. */
+const BATCH = 128;
+/** SQLSTATE class 22: PostgreSQL can't take the value, now or later. */
+const BAD_VALUE = /^22/;
 
 export interface ReportsOptions {
 	readonly bus: Bus;
 	readonly inventory: Inventory;
 	readonly authority: CertificateAuthority;
-	/** Something new is in the inventory about this host. */
-	readonly changed: (host: string) => void;
+	/** Something new is in the inventory about this host; it may wait for so many milliseconds. */
+	readonly changed: (host: string, delay?: number) => void;
 	readonly log: Log;
 	readonly metrics: Metrics;
 	/** How often to look for tunnels that no gateway holds. */
 	readonly probeMs: number;
 	readonly now: () => number;
+}
+
+/** A message as it came, and what it says. */
+interface Incoming<T> {
+	readonly message: JsMsg;
+	readonly host: string;
+	readonly type: string;
+	readonly body: T;
+}
+
+interface Tunnel {
+	readonly name: string;
+	readonly link: Link;
 }
 
 /** What hosts and gateways say, from the bus into the inventory. */
@@ -57,8 +81,8 @@ export class Reports {
 		this.#answerAdmissions(signal);
 		await Promise.all([
 			this.#findLost(signal),
-			this.#consume("HOSTS_UP", signal, (message) => this.#report(message)),
-			this.#consume("HOSTS_LINK", signal, (message) => this.#link(message)),
+			this.#consume("HOSTS_UP", signal, upMessage, (messages) => this.#keepReports(messages)),
+			this.#consume("HOSTS_LINK", signal, link, (messages) => this.#keepLinks(messages)),
 		]);
 	}
 
@@ -90,39 +114,72 @@ export class Reports {
 	/**
 	 * A gateway that dies tells nobody that its tunnels are gone, and a host may never come back. Whoever holds a tunnel listens
 	 * for messages to its host: when nobody does, twice in a row, the tunnel is lost.
+	 *
+	 * Asking for every host costs as much as there are hosts, so only the oldest tunnels of each gateway are asked for (the ones
+	 * that a gateway which died does not hold), and a few more in turn. One that is not held makes all of its gateway suspect.
 	 */
 	async #findLost(signal: AbortSignal): Promise<void> {
-		const { inventory, changed, log, now } = this.#options;
+		const { inventory, log, probeMs } = this.#options;
 		let suspects = new Set<string>();
+		let turn = "";
+		let full = FULL_ROUNDS;
+		void this.#onBusBack(() => {
+			full = FULL_ROUNDS;
+		});
 		while (!signal.aborted) {
-			await delay(this.#options.probeMs, undefined, { signal }).catch(() => undefined);
+			await delay(probeMs, undefined, { signal }).catch(() => undefined);
 			if (signal.aborted) return;
 			try {
-				const unheld = new Set<string>();
-				const connected = await inventory.connected();
-				const work = connected.values();
-				const probe = async () => {
-					for (const { name, link } of work) {
-						if (signal.aborted || (await this.#isHeld(name))) continue;
-						unheld.add(name);
-						if (!suspects.has(name)) continue;
-						const lost: Link = {
-							...link,
-							state: "disconnected",
-							reason: "TunnelLost",
-							at: new Date(now()).toISOString(),
-						};
-						await inventory.recordLink(name, lost);
-						log.warn({ host: name, gateway: link.gateway }, "no gateway holds this host's tunnel any more");
-						changed(name);
-					}
-				};
-				await Promise.all(Array.from({ length: PROBES_AT_ONCE }, probe));
-				suspects = unheld;
+				let asked: Tunnel[];
+				if (full > 0) {
+					full -= 1;
+					asked = await inventory.connected();
+				} else {
+					const next = await inventory.tunnelsAfter(turn, this.#turnSize);
+					turn = next.at(-1)?.name ?? "";
+					asked = [...(await inventory.oldestTunnels(OLDEST)), ...next];
+					const first = await this.#unheld(asked, signal);
+					const doubtful = new Set(first.map(({ link }) => link.gateway));
+					if (doubtful.size === 0 && suspects.size === 0) continue;
+					const all = await inventory.connected();
+					asked = all.filter(({ name, link }) => doubtful.has(link.gateway) || suspects.has(name));
+				}
+				const unheld = await this.#unheld(asked, signal);
+				for (const tunnel of unheld) if (suspects.has(tunnel.name)) await this.#lose(tunnel);
+				suspects = new Set(unheld.map(({ name }) => name));
 			} catch (err) {
 				if (!signal.aborted) log.warn({ err }, "can't look for lost tunnels; trying again");
 			}
 		}
+	}
+
+	/** So many that a slow round comes past ten thousand hosts; fewer are done sooner. */
+	get #turnSize(): number {
+		return Math.ceil((10_000 * this.#options.probeMs) / SLOW_ROUND_MS);
+	}
+
+	/** Calls `back` each time the bus was away and is there again. */
+	async #onBusBack(back: () => void): Promise<void> {
+		for await (const status of this.#options.bus.nc.status()) if (status.type === "reconnect") back();
+	}
+
+	async #lose({ name, link }: Tunnel): Promise<void> {
+		const { inventory, changed, log, now } = this.#options;
+		const lost: Link = { ...link, state: "disconnected", reason: "TunnelLost", at: new Date(now()).toISOString() };
+		await inventory.keepLinks([{ host: name, link: lost }]);
+		log.warn({ host: name, gateway: link.gateway }, "no gateway holds this host's tunnel any more");
+		changed(name);
+	}
+
+	/** Those of the tunnels that nobody holds. */
+	async #unheld(tunnels: readonly Tunnel[], signal: AbortSignal): Promise<Tunnel[]> {
+		const unheld: Tunnel[] = [];
+		const work = tunnels.values();
+		const probe = async () => {
+			for (const tunnel of work) if (!signal.aborted && !(await this.#isHeld(tunnel.name))) unheld.push(tunnel);
+		};
+		await Promise.all(Array.from({ length: PROBES_AT_ONCE }, probe));
+		return unheld;
 	}
 
 	/** Whether a gateway listens for messages to this host. An empty message is a probe, which gateways answer or ignore. */
@@ -158,7 +215,12 @@ export class Reports {
 	}
 
 	/** Pulls from a stream through a durable consumer. Messages are about states: those of one host may overtake each other's types. */
-	async #consume(stream: string, signal: AbortSignal, handle: (message: JsMsg) => Promise<string>): Promise<void> {
+	async #consume<T>(
+		stream: string,
+		signal: AbortSignal,
+		schema: z.ZodType<T>,
+		keep: (messages: readonly Incoming<T>[]) => Promise<string[]>,
+	): Promise<void> {
 		const { bus, log } = this.#options;
 		while (!signal.aborted) {
 			try {
@@ -168,14 +230,19 @@ export class Reports {
 					deliver_policy: DeliverPolicy.All,
 					ack_policy: AckPolicy.Explicit,
 					ack_wait: 30_000_000_000,
-					max_ack_pending: 256,
+					max_ack_pending: 4 * BATCH,
 				});
 				const consumer = await bus.js.consumers.get(stream, "hosts");
-				const messages = await consumer.consume({ max_messages: 64 });
+				const messages = await consumer.consume({ max_messages: 2 * BATCH });
 				const stop = () => messages.stop();
 				signal.addEventListener("abort", stop, { once: true });
 				try {
-					for await (const message of messages) await this.#take(message, handle);
+					for await (const batch of inBatches(messages, BATCH)) {
+						await this.#take(
+							batch.flatMap((message) => this.#read(message, schema)),
+							keep,
+						);
+					}
 				} finally {
 					signal.removeEventListener("abort", stop);
 				}
@@ -186,41 +253,77 @@ export class Reports {
 		}
 	}
 
-	async #take(message: JsMsg, handle: (message: JsMsg) => Promise<string>): Promise<void> {
+	/** A message that can't be read is dropped: it would never be better. */
+	#read<T>(message: JsMsg, schema: z.ZodType<T>): Incoming<T>[] {
 		const [, host = "", , type = "link"] = message.subject.split(".");
 		try {
-			const result = await handle(message);
-			message.ack();
-			this.#received.inc({ type, result });
+			return [{ message, host, type, body: parse(schema, message) }];
 		} catch (error) {
-			const { code } = asGroundplaneError(error);
-			this.#received.inc({ type, result: code });
-			if (code === "DatabaseUnavailable" || code === "Internal") {
-				this.#options.log.warn({ err: error, host, type }, "can't keep a report now; it comes again");
-				message.nak(5_000);
-				return;
-			}
-			this.#options.log.warn({ err: error, host, type }, "dropped a report");
-			message.term(code);
+			this.#drop({ message, host, type }, error);
+			return [];
 		}
 	}
 
-	async #report(message: JsMsg): Promise<string> {
-		const { inventory, changed } = this.#options;
-		const host = message.subject.split(".")[1] ?? "";
-		const report = parse(upMessage, message);
-		if (report.type === "certificate-request") return this.#renew(host, report.csr);
-		const isKnown = await inventory.report(host, report);
-		if (isKnown) changed(host);
-		return isKnown ? "kept" : "unknown-host";
+	/** Keeps a batch. What is wrong with one message must not hold up the others: a batch that fails is taken apart. */
+	async #take<T>(
+		batch: readonly Incoming<T>[],
+		keep: (messages: readonly Incoming<T>[]) => Promise<string[]>,
+	): Promise<void> {
+		if (batch.length === 0) return;
+		try {
+			const results = await keep(batch);
+			for (const [i, { message, type }] of batch.entries()) {
+				message.ack();
+				this.#received.inc({ type, result: results[i] ?? "kept" });
+			}
+		} catch (error) {
+			const { code } = asGroundplaneError(error);
+			if (code === "DatabaseUnavailable") {
+				for (const one of batch) this.#later(one, error);
+			} else if (batch.length > 1) {
+				for (const one of batch) await this.#take([one], keep);
+			} else if (batch[0] && code === "Internal" && !BAD_VALUE.test((error as { code?: string }).code ?? "")) {
+				this.#later(batch[0], error);
+			} else if (batch[0]) {
+				this.#drop(batch[0], error);
+			}
+		}
 	}
 
-	async #link(message: JsMsg): Promise<string> {
+	#later({ message, host, type }: Pick<Incoming<unknown>, "message" | "host" | "type">, error: unknown): void {
+		this.#received.inc({ type, result: asGroundplaneError(error).code });
+		this.#options.log.warn({ err: error, host, type }, "can't keep a report now; it comes again");
+		message.nak(5_000);
+	}
+
+	#drop({ message, host, type }: Pick<Incoming<unknown>, "message" | "host" | "type">, error: unknown): void {
+		const { code } = asGroundplaneError(error);
+		this.#received.inc({ type, result: code });
+		this.#options.log.warn({ err: error, host, type }, "dropped a report");
+		message.term(code);
+	}
+
+	async #keepReports(messages: readonly Incoming<UpMessage>[]): Promise<string[]> {
 		const { inventory, changed } = this.#options;
-		const host = message.subject.split(".")[1] ?? "";
-		const isKnown = await inventory.recordLink(host, parse(link, message));
-		if (isKnown) changed(host);
-		return isKnown ? "kept" : "unknown-host";
+		const reports = messages.flatMap(({ host, body }) =>
+			body.type === "certificate-request" ? [] : [{ host, message: body }],
+		);
+		const kept = await inventory.keep(reports);
+		for (const host of kept.changed) changed(host);
+		const results: string[] = [];
+		for (const { host, body } of messages) {
+			if (body.type === "certificate-request") results.push(await this.#renew(host, body.csr));
+			else results.push(kept.known.has(host) ? "kept" : "unknown-host");
+		}
+		return results;
+	}
+
+	async #keepLinks(messages: readonly Incoming<Link>[]): Promise<string[]> {
+		const { inventory, changed } = this.#options;
+		const kept = await inventory.keepLinks(messages.map(({ host, body }) => ({ host, link: body })));
+		const states = new Map(messages.map(({ host, body }) => [host, body.state]));
+		for (const host of kept.changed) changed(host, states.get(host) === "disconnected" ? GRACE_MS : undefined);
+		return messages.map(({ host }) => (kept.known.has(host) ? "kept" : "unknown-host"));
 	}
 
 	/** A new certificate for a host that is connected with a good one; a request that comes again gets the same answer. */
@@ -245,7 +348,33 @@ export class Reports {
 	}
 }
 
-function parse<Schema extends z.ZodType>(schema: Schema, message: JsMsg): z.output<Schema> {
+/** What is there, at most `most` at a time: one when one comes, many when many wait. */
+export async function* inBatches<T>(source: AsyncIterable<T>, most: number): AsyncGenerator<T[]> {
+	const iterator = source[Symbol.asyncIterator]();
+	const ask = () => {
+		const next = iterator.next();
+		// Whoever awaits it hears of a failure; while a batch is worked on nobody does.
+		next.catch(() => undefined);
+		return next;
+	};
+	let next = ask();
+	for (;;) {
+		const first = await next;
+		if (first.done) return;
+		const batch = [first.value];
+		next = ask();
+		while (batch.length < most) {
+			// Whatever has arrived is there before the next turn of the event loop.
+			const more = await Promise.race([next, setImmediate()]);
+			if (more === undefined || more.done) break;
+			batch.push(more.value);
+			next = ask();
+		}
+		yield batch;
+	}
+}
+
+function parse<T>(schema: z.ZodType<T>, message: JsMsg): T {
 	let value: unknown;
 	try {
 		value = message.json();

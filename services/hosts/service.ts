@@ -52,7 +52,7 @@ export const hostsService = defineService({
 		const now = Date.now;
 		const signer = await DesiredStateSigner.load(config.desiredStateKeyDir, config.region);
 		const kube = new KubeClient(await loadKubeConfig(), { userAgent: "groundplane-hosts" });
-		const database = await openDatabase<HostsDatabase>(context, { migrations });
+		const database = await openDatabase<HostsDatabase>(context, { migrations, maxConnections: 10 });
 		const bus = await connectBus(context);
 
 		const { db } = database;
@@ -68,7 +68,7 @@ export const hostsService = defineService({
 			bus,
 			inventory,
 			authority,
-			changed: (host) => controller.changed(host),
+			changed: (host, delay) => controller.changed(host, delay),
 			log,
 			metrics,
 			probeMs: config.probeInterval,
@@ -208,7 +208,8 @@ function api({
 					const answer = await enrolment.enrol(bearer, body);
 					enrolments.inc({ result: "Enrolled" });
 					log.info({ host: body.name, address: request.ip, approved: answer.approved }, "enrolled a host");
-					controller.changed(body.name);
+					// Its tunnel will be up in a moment: one status for both.
+					controller.changed(body.name, 1_500);
 					return answer;
 				} catch (err) {
 					const code = err instanceof GroundplaneError ? err.code : "Internal";
