@@ -8,10 +8,9 @@ const BUSY = 0.8;
 /** A host gives a handshake up after 10 s: who has waited for half of that is better told to come back. */
 const WAIT_MS = 5_000;
 const MAX_WAITING = 4_096;
-/** From the beginning of the handshake to the host's HELLO, whoever is slow in between. */
-const OPEN_MS = 15_000;
-
 export interface HandshakesOptions {
+	/** Milliseconds from the beginning of the handshake to the host's HELLO, whoever is slow in between. */
+	openMs: number;
 	/** Share of the event loop in use since the last call, 0 to 1. */
 	utilization: () => number;
 	/** Hears of connections that were closed: nobody had time for them, or they took too long. */
@@ -30,7 +29,7 @@ interface Waiting {
  * Lets new connections into the TLS handshake at the pace at which the gateway keeps up. A handshake costs a millisecond of the
  * one thread that also carries all open tunnels, so a thousand hosts that dial at once wait here, in the kernel's buffers,
  * and are let in over a few seconds. Sources take turns, so that one address can't keep the others out. Who has begun has
- * {@link OPEN_MS} until its tunnel is open, which bounds how many can be under way.
+ * `openMs` until its tunnel is open, which bounds how many can be under way.
  */
 export class Handshakes {
 	readonly #options: HandshakesOptions;
@@ -128,7 +127,7 @@ export class Handshakes {
 			setTimeout(() => {
 				this.#options.turnedAway("DeadlineExceeded");
 				socket.destroy();
-			}, OPEN_MS),
+			}, this.#options.openMs),
 		);
 		socket.once("close", () => this.done(socket));
 		begin();

@@ -38,6 +38,8 @@ export const tunnelService = defineService({
 		podName: z.string().default(hostname()),
 		podIp: z.string().default("127.0.0.1"),
 		artifactsUrl: z.url().default("https://artifacts"),
+		/** Milliseconds from a host's first byte to its HELLO. */
+		handshakeMs: z.coerce.number().int().min(100).default(15_000),
 		drainMs: z.coerce.number().int().min(0).default(DRAIN_MS),
 	},
 	async start(context) {
@@ -75,6 +77,7 @@ export const tunnelService = defineService({
 		proxyAddress = `${config.podIp}:${await listen(proxy.server, config.proxyPort)}`;
 
 		const handshakes = new Handshakes({
+			openMs: config.handshakeMs,
 			utilization: eventLoopUtilization(),
 			turnedAway: (result) => metrics.connections.inc({ result }),
 		});
@@ -102,10 +105,11 @@ export const tunnelService = defineService({
 			void gateway.upgrade(request, socket as TLSSocket, head, { address, opened });
 		});
 		server.on("request", (request, response) => {
-			const answer = (status: number, body: object) =>
-				response
-					.writeHead(status, { "content-type": "application/json", connection: "close" })
-					.end(JSON.stringify(body));
+			const answer = (status: number, body: object) => {
+				const text = JSON.stringify(body);
+				const type = { "content-type": "application/json", "content-length": Buffer.byteLength(text) };
+				response.writeHead(status, { ...type, connection: "close" }).end(text);
+			};
 			gateway.greet(request).then(
 				(greeting) => answer(200, greeting),
 				(error: unknown) => answer(asGroundplaneError(error).status, asGroundplaneError(error).toJSON()),

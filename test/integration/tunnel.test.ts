@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer as createHttpServer, request as httpRequest, type IncomingMessage } from "node:http";
 import { createServer as createHttpsServer, request as httpsRequest } from "node:https";
@@ -7,6 +8,7 @@ import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { text } from "node:stream/consumers";
 import { setTimeout as delay } from "node:timers/promises";
+import { connect as connectTls, type TLSSocket } from "node:tls";
 import { jetstream } from "@nats-io/jetstream";
 import { Kvm } from "@nats-io/kv";
 import type { NatsConnection } from "@nats-io/nats-core";
@@ -14,7 +16,9 @@ import { connect as connectNats } from "@nats-io/transport-node";
 import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import { Link, type LinkOptions } from "../../agent/link/link.ts";
 import { createLog } from "../../agent/log.ts";
-import type { IncomingStream } from "../../protocol/mux.ts";
+import { type HelloIdentity, NONCE_HEADER, newNonce, signHello, verifyHello } from "../../protocol/hello.ts";
+import { type IncomingStream, Session } from "../../protocol/mux.ts";
+import { requestWebSocket } from "../../protocol/websocket.ts";
 import { createLog as createServiceLog } from "../../services/kit/log.ts";
 import { type RunningService, startService } from "../../services/kit/service.ts";
 import { tunnelService } from "../../services/tunnel/service.ts";
@@ -75,7 +79,7 @@ afterAll(async () => {
 });
 
 async function startGateway(
-	options: { name?: string; port?: number; proxyPort?: number; drainMs?: number } = {},
+	options: { name?: string; port?: number; proxyPort?: number; drainMs?: number; handshakeMs?: number } = {},
 ): Promise<TestGateway> {
 	const { name = "tunnel-0", port = await freePort(), proxyPort = await freePort(), drainMs = 3_000 } = options;
 	const edgePort = await freePort();
@@ -97,6 +101,7 @@ async function startGateway(
 			HOSTS_CA_FILE: caFile,
 			POD_NAME: name,
 			DRAIN_MS: String(drainMs),
+			...(options.handshakeMs !== undefined && { HANDSHAKE_MS: String(options.handshakeMs) }),
 			ARTIFACTS_URL: `https://localhost:${artifactsPort}`,
 		},
 		signal: stop.signal,
@@ -608,3 +613,201 @@ test("a gateway is replaced under load: no request fails, and a watch is there a
 	watching.abort();
 	await watched;
 }, 60_000);
+
+/** TLS to a gateway as a host does it, or without a certificate. */
+async function tlsTo({ port }: { port: number }, identity?: { cert: string; key: string }): Promise<TLSSocket> {
+	const socket = connectTls({
+		host: "127.0.0.1",
+		port,
+		servername: "tunnel.test.example.com",
+		ca: certificates.caPem,
+		...identity,
+	});
+	socket.on("error", () => {});
+	await once(socket, "secureConnect");
+	return socket;
+}
+
+const webSocket = { host: "tunnel.test.example.com", path: "/tunnel/v1", subprotocol: "groundplane.tunnel.v1" };
+
+/** Opens a tunnel by hand, as a host that says what the test wants. */
+async function openByHand(gateway: TestGateway, host: string): Promise<Session> {
+	const { transport } = await requestWebSocket(await tlsTo(gateway, await certificates.host(host)), webSocket);
+	if (!transport) throw new Error("no WebSocket");
+	const session = new Session(transport, {
+		role: "client",
+		hello: { name: host, software: "test", bootId: "b", connectionId: "c" },
+	});
+	await session.ready;
+	return session;
+}
+
+/** Speaks HELLO with a signature over both nonces, as a host behind a proxy that opens up TLS. */
+async function signedHello(
+	gateway: TestGateway,
+	host: string,
+	{ replay, nonce = newNonce() }: { replay?: HelloIdentity; nonce?: string } = {},
+): Promise<{ session: Session; identity: HelloIdentity; gatewayNonce: string }> {
+	const socket = await tlsTo(gateway);
+	const answer = await requestWebSocket(socket, { ...webSocket, masked: true, headers: { [NONCE_HEADER]: nonce } });
+	if (!answer.transport) throw new Error(`${answer.status} ${answer.body}`);
+	const gatewayNonce = String(answer.headers[NONCE_HEADER]);
+	const { cert: certificate, key } = await certificates.host(host);
+	const claim = {
+		role: "host",
+		region: "test",
+		name: host,
+		connectionId: "c",
+		hostNonce: nonce,
+		gatewayNonce,
+	} as const;
+	const identity = replay ?? signHello(claim, { certificate, key });
+	const session = new Session(answer.transport, {
+		role: "client",
+		hello: { name: host, software: "test", bootId: "b", connectionId: "c", identity },
+	});
+	cleanups.push(() => session.destroy());
+	return { session, identity, gatewayNonce };
+}
+
+test("behind a proxy that opens up TLS a signed HELLO does, once; a replayed or revoked one does not", async () => {
+	const gateway = await startGateway();
+	const nonce = newNonce();
+	const first = await signedHello(gateway, "host-1", { nonce });
+	const { identity: shown, name, connectionId } = await first.session.ready;
+	// The gateway proves itself in the same way: TLS may have ended at somebody else.
+	const { gatewayNonce } = first;
+	const claim = { role: "gateway", region: "test", name, connectionId, hostNonce: nonce, gatewayNonce } as const;
+	expect(verifyHello(claim, shown).subject).toContain("CN=tunnel");
+	first.session.on("stream", (incoming) => answerAtTheEnd(incoming.accept()));
+	await vi.waitFor(async () => {
+		const { status, socket, body } = await connectVia(gateway, "kube-apiserver.host-1:80");
+		expect(status).toBe(200);
+		socket.end("hello");
+		expect(await body()).toBe("you said hello");
+	});
+
+	const replayed = await signedHello(gateway, "host-1", { nonce, replay: first.identity });
+	expect((await replayed.session.closed)?.code).toBe("CertificateInvalid");
+	verdicts.set("host-2", { admitted: false, reason: "CertificateRevoked", message: "revoked" });
+	const revoked = await signedHello(gateway, "host-2");
+	expect((await revoked.session.closed)?.code).toBe("CertificateRevoked");
+	expect(first.session.leaving).toBe(false);
+	await expect(signedHello(gateway, "host-3", { nonce: "short" })).rejects.toThrow(/401.*CertificateInvalid/);
+});
+
+test("a host may ask whether it would be let in, without a tunnel", async () => {
+	const gateway = await startGateway();
+	const ask = async (host: string) => {
+		const socket = await tlsTo(gateway, await certificates.host(host));
+		socket.write("GET /tunnel/v1 HTTP/1.1\r\nhost: a\r\n\r\n");
+		const [head = "", body = ""] = (await text(socket)).split("\r\n\r\n");
+		return [Number(head.split(" ")[1]), JSON.parse(body)];
+	};
+	verdicts.set("host-2", { admitted: false, reason: "CertificateRevoked", message: "revoked" });
+	expect(await ask("host-1")).toEqual([200, { gateway: "tunnel-0", host: "host-1" }]);
+	expect(await ask("host-2")).toMatchObject([401, { code: "CertificateRevoked" }]);
+});
+
+test("a host that was revoked while the bus was away is cut when it is back", async () => {
+	const gateway = await startGateway();
+	const agent = await startLink(gateway, { host: "host-7" });
+	await agent.up();
+	await nats.stop("kill");
+	verdicts.set("host-7", { admitted: false, reason: "CertificateRevoked", message: "it was stolen" });
+	await nats.start();
+	const since = performance.now();
+	await vi.waitFor(() => expect(agent.link.state.lastError?.code).toBe("CertificateRevoked"), { timeout: 20_000 });
+	expect(agent.link.session).toBeUndefined();
+	if (process.env.DEBUG) process.stderr.write(`cut after ${performance.now() - since} ms\n`);
+}, 40_000);
+
+test("whoever dawdles over the handshake is closed, at every stage of it, and nobody else waits for that", async () => {
+	const gateway = await startGateway({ handshakeMs: 1_500 });
+	const identity = await certificates.host("host-1");
+	const silent = connect(gateway.port, "127.0.0.1");
+	const half = connect(gateway.port, "127.0.0.1", () => half.write(Buffer.from("1603010200010001fc0303", "hex")));
+	const noHeader = connect(gateway.edgePort, "127.0.0.1", () => noHeader.write(Buffer.from("0d0a0d0a00", "hex")));
+	const headers = await tlsTo(gateway, identity);
+	headers.write("GET /tunnel/v1 HTTP/1.1\r\n");
+	const drip = setInterval(() => headers.write("x-a: b\r\n"), 100);
+	cleanups.push(() => clearInterval(drip));
+	const mute = await tlsTo(gateway, identity);
+	expect((await requestWebSocket(mute, webSocket)).transport).toBeDefined();
+	const slow = [silent, half, headers, mute];
+	const closed = Promise.all([noHeader, ...slow].map((socket) => once(socket.on("error", () => {}).resume(), "close")));
+	const agent = await startLink(gateway, { host: "host-2", services: { "kube-apiserver": answerAtTheEnd } });
+	await agent.up();
+	const { socket, body } = await connectVia(gateway, "kube-apiserver.host-2:80");
+	socket.end("x");
+	expect(await body()).toBe("you said x");
+	await closed;
+	expect(agent.link.state).toMatchObject({ connected: true, reconnects: 0 });
+}, 30_000);
+
+test("a hostile host that opens streams without end is refused, then cut, and others notice nothing", async () => {
+	const gateway = await startGateway();
+	const good = await startLink(gateway, { services: { "kube-apiserver": answerAtTheEnd } });
+	await good.up();
+	const hostile = await openByHand(gateway, "host-2");
+	let refused = 0;
+	const flood = (async () => {
+		while (!hostile.leaving) {
+			const opening = Array.from({ length: 50 }, () => hostile.open("artifacts", { lane: "bulk" }));
+			for (const result of await Promise.allSettled(opening)) if (result.status === "rejected") refused++;
+		}
+	})();
+	const { status, socket, body } = await connectVia(gateway, "kube-apiserver.host-1:80");
+	expect(status).toBe(200);
+	socket.end("still there");
+	expect(await body()).toBe("you said still there");
+	expect((await hostile.closed)?.code).toBe("Overloaded");
+	await flood;
+	expect(refused).toBeGreaterThanOrEqual(1_000);
+	expect(good.link.state.reconnects).toBe(0);
+}, 30_000);
+
+test("how a link is doing is known at every gateway", async () => {
+	const [one, two] = [await startGateway({ name: "tunnel-0" }), await startGateway({ name: "tunnel-1" })];
+	const agent = await startLink(one, { services: { "kube-apiserver": (stream) => stream.pipe(stream) } });
+	await agent.up();
+	const { socket } = await connectVia(one, "kube-apiserver.host-1:80");
+	socket.write("hello");
+	await once(socket, "data");
+	const link = async (gateway: TestGateway, caller = "clusters", host = "host-1") => {
+		const { cert, key, ca } = await certificates.issueService(caller);
+		const asking = httpsRequest({
+			host: "127.0.0.1",
+			port: gateway.proxyPort,
+			path: `/internal/v1/links/${host}`,
+			cert,
+			key,
+			ca,
+			agent: false,
+			servername: "tunnel",
+		});
+		asking.end();
+		const [response] = (await once(asking, "response")) as [IncomingMessage];
+		return [response.statusCode, JSON.parse(await text(response)) as unknown];
+	};
+	const figures = {
+		host: "host-1",
+		state: "Connected",
+		gateway: "tunnel-0",
+		streams: { open: 1, stalled: 0 },
+		services: { "kube-apiserver": 1 },
+		bytesToHost: { control: 0, interactive: 5, bulk: 0 },
+		bytesFromHost: { interactive: 5 },
+		reconnects: 0,
+		ends: [],
+	};
+	expect(await link(one)).toMatchObject([200, figures]);
+	await vi.waitFor(async () => expect(await link(two)).toMatchObject([200, figures]));
+	expect(await link(one, "prometheus")).toMatchObject([403, { code: "Forbidden" }]);
+	expect(await link(one, "clusters", "host-9")).toMatchObject([503, { code: "HostNotConnected" }]);
+	const session = agent.link.session;
+	session?.destroy();
+	await vi.waitFor(() => expect(agent.link.session).not.toBe(session));
+	await agent.up();
+	expect(await link(one)).toMatchObject([200, { reconnects: 1, ends: [{ reason: "TunnelClosed" }] }]);
+});

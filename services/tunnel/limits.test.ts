@@ -1,0 +1,104 @@
+import { EventEmitter } from "node:events";
+import type { Socket } from "node:net";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { Bucket } from "./budget.ts";
+import { Handshakes } from "./handshakes.ts";
+
+beforeEach(() => void vi.useFakeTimers());
+afterEach(() => void vi.useRealTimers());
+
+class FakeSocket extends EventEmitter {
+	destroyed = false;
+	destroy(): void {
+		this.destroyed = true;
+		this.emit("close");
+	}
+}
+
+function startHandshakes(utilization = () => 0) {
+	const turnedAway: string[] = [];
+	const begun: string[] = [];
+	const handshakes = new Handshakes({
+		openMs: 15_000,
+		utilization,
+		turnedAway: (reason) => void turnedAway.push(reason),
+		now: () => Date.now(),
+	});
+	const dial = (source: string): Socket => {
+		const socket = new FakeSocket() as unknown as Socket;
+		handshakes.enter(socket, source, () => {
+			begun.push(source);
+		});
+		return socket;
+	};
+	return { handshakes, turnedAway, begun, dial };
+}
+
+test("one that comes alone is let in at once, a thousand at the pace that the gateway keeps", () => {
+	const { begun, dial, handshakes, turnedAway } = startHandshakes();
+	dial("a");
+	expect(begun).toHaveLength(1);
+	for (let i = 0; i < 999; i++) dial("a");
+	expect(begun).toHaveLength(1);
+	expect(handshakes.waiting).toBe(999);
+	vi.advanceTimersByTime(500);
+	expect(begun.length).toBeLessThan(450);
+	vi.advanceTimersByTime(1_500);
+	expect(begun).toHaveLength(1_000);
+	expect(turnedAway).toEqual([]);
+});
+
+test("a busy gateway lets in fewer, and tells those to come back whom it can't serve in time", () => {
+	const { begun, dial, turnedAway, handshakes } = startHandshakes(() => 0.95);
+	for (let i = 0; i < 1_000; i++) dial("a");
+	vi.advanceTimersByTime(1_000);
+	expect(begun.length).toBeGreaterThan(90);
+	expect(begun.length).toBeLessThan(110);
+	vi.advanceTimersByTime(5_000);
+	expect(handshakes.waiting).toBe(0);
+	expect(begun.length + turnedAway.filter((reason) => reason === "Overloaded").length).toBe(1_000);
+});
+
+test("sources take turns, so that one address can't keep the others out", () => {
+	const { begun, dial } = startHandshakes(() => 0.95);
+	for (let i = 0; i < 500; i++) dial("attacker");
+	dial("host");
+	vi.advanceTimersByTime(30);
+	expect(begun).toContain("host");
+});
+
+test("who has begun has a deadline, who is done has none, and who hung up is forgotten", () => {
+	const { dial, handshakes, turnedAway } = startHandshakes();
+	const slow = dial("slow");
+	const good = dial("good");
+	const gone = dial("gone");
+	gone.destroy();
+	vi.advanceTimersByTime(100);
+	expect(handshakes.underWay).toBe(2);
+	handshakes.done(good);
+	vi.advanceTimersByTime(15_000);
+	expect([slow.destroyed, good.destroyed]).toEqual([true, false]);
+	expect(turnedAway).toEqual(["DeadlineExceeded"]);
+	expect(handshakes.underWay).toBe(0);
+});
+
+test("more than can wait are closed at once", () => {
+	const { dial, turnedAway, handshakes } = startHandshakes();
+	for (let i = 0; i < 5_000; i++) dial(`${i % 50}`);
+	expect(turnedAway.length).toBe(5_000 - 1 - 4_096);
+	handshakes.close();
+	expect(handshakes.waiting).toBe(0);
+});
+
+test("a bucket gives its burst at once and then its rate", () => {
+	let now = 0;
+	const bucket = new Bucket({ perSecond: 10, burst: 5 }, () => now);
+	expect(Array.from({ length: 7 }, () => bucket.take())).toEqual([true, true, true, true, true, false, false]);
+	now = 100;
+	expect([bucket.take(), bucket.take()]).toEqual([true, false]);
+	now = 10_000;
+	expect(bucket.take(5)).toBe(true);
+	expect(bucket.owe(10)).toBe(1_000);
+	now = 10_500;
+	expect(bucket.owe(0)).toBe(500);
+});
