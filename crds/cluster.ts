@@ -29,14 +29,15 @@ export const clusterSpec = z
 		version: z
 			.string()
 			.regex(/^v1\.\d+\.\d+$/)
+			.max(20)
 			.describe(
-				"Kubernetes version, such as v1.36.3. It must be a release that the region offers; fixed once the cluster was made.",
+				"Kubernetes version, such as v1.36.3. It must be a release that the region offers. A change is rolled out host by host, one minor at a time, and can be taken back at any moment.",
 			)
-			// Every host would be taken at once: until upgrades are rolled node by node, with a way back, there are none.
+			// kubeadm and the skew policy of Kubernetes allow one minor; patches in between may be passed over.
 			.meta(
 				cel({
-					rule: "self == oldSelf",
-					message: "the version of a cluster can't be changed yet: make a new cluster with it",
+					rule: "int(self.split('.')[1]) - int(oldSelf.split('.')[1]) in [-1, 0, 1]",
+					message: "a cluster changes by one minor version at a time: take the next one first",
 				}),
 			),
 		controlPlane: z
@@ -174,9 +175,45 @@ export const clusterStatus = z.object({
 			host: z.string().optional().describe("On which host."),
 			detail: z.string().optional(),
 			since: timestamp.optional(),
+			usual: duration.optional().describe("How long this usually takes."),
+			next: z.string().optional().describe("What comes after it."),
 		})
 		.optional()
 		.describe("What is under way."),
+	upgrade: z
+		.object({
+			from: z.string().describe("Version that the cluster had."),
+			to: z.string().describe("Version that it is brought to."),
+			since: timestamp.describe("When it began."),
+			finished: timestamp.optional().describe("When all hosts had the version."),
+			hosts: z
+				.array(
+					z.object({
+						host: z.string(),
+						from: z.string().describe("Version that worked here before: it is put back when the new one fails."),
+						to: z.string().describe("Version that the host was asked to take."),
+						since: timestamp.describe("When its turn came."),
+						applied: timestamp.optional().describe("When it was asked to take the version, after its pods were moved."),
+						failing: timestamp.optional().describe("Since when it has failed."),
+						finished: timestamp.optional().describe("When its checks passed."),
+					}),
+				)
+				.meta(listMap("host"))
+				.describe("Hosts whose turn has come."),
+			stopped: z
+				.object({
+					host: z.string(),
+					to: z.string().describe("Version that failed."),
+					at: timestamp,
+					message: z.string(),
+				})
+				.optional()
+				.describe(
+					"A host failed and was put back, and no other is taken. Another spec.version, or gp cluster upgrade once more, goes on.",
+				),
+		})
+		.optional()
+		.describe("The change of version that is under way, or the last one."),
 	members: z
 		.array(
 			z.object({
@@ -184,7 +221,7 @@ export const clusterStatus = z.object({
 				role: z.enum(["control-plane", "worker"]),
 				pool: z.string().optional(),
 				version: z.string().optional().describe("Version of the kubelet."),
-				phase: z.enum(["Waiting", "Joining", "Ready", "NotReady", "Failed", "Leaving"]),
+				phase: z.enum(["Waiting", "Joining", "Ready", "Updating", "NotReady", "Failed", "Leaving"]),
 				message: z.string().optional(),
 			}),
 		)

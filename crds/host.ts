@@ -103,6 +103,20 @@ export const hostStatus = z.object({
 		.meta(listMap("name"))
 		.optional()
 		.describe("Progress of each role."),
+	leftBehind: z
+		.array(
+			z.object({
+				role: z.string(),
+				cluster: z.string().optional().describe("Cluster that it was of."),
+				since: timestamp.describe("When it was taken off the host's wanted state."),
+				message: z.string().describe("What is there, and when it goes."),
+			}),
+		)
+		.meta(listMap("role"))
+		.optional()
+		.describe(
+			"What a cluster that is gone could not clean here. It is cleaned as soon as the host is in contact again.",
+		),
 	conditions: conditions.optional(),
 });
 

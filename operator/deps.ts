@@ -2,6 +2,7 @@ import type { Logger } from "pino";
 import type { Cluster } from "../crds/cluster.ts";
 import type { Host } from "../crds/host.ts";
 import type { Region } from "../crds/region.ts";
+import { BY_HOST, hostKeysOf } from "./cluster/assign.ts";
 import type { OperatorConfig } from "./config.ts";
 import type { KubeClient } from "./kube/client.ts";
 import type { EventRecorder } from "./kube/events.ts";
@@ -19,7 +20,7 @@ export interface Informers {
 export const createInformers = (client: KubeClient, log: Logger): Informers => ({
 	regions: new Reflector({ client, resource: regions, log }),
 	hosts: new Reflector({ client, resource: hosts, log, transform: slimHost }),
-	clusters: new Reflector({ client, resource: clusters, log }),
+	clusters: new Reflector({ client, resource: clusters, log, indexers: { [BY_HOST]: hostKeysOf } }),
 });
 
 const nothing: never[] = [];
@@ -58,6 +59,13 @@ export interface ControllerDeps {
 	readonly now: () => number;
 	readonly random: () => number;
 }
+
+/**
+ * Annotation of a Host: epoch of the operator that last said what the host should be. It goes into the signed document, of which
+ * the host refuses an older one, and an admission policy refuses a write with an older one than the Lease has (charts/groundplane).
+ * So whoever applies `spec.roles` applies it too; a takeover alone writes nothing.
+ */
+export const EPOCH = "groundplane.io/epoch";
 
 /** Namespace of a region. */
 export const regionNamespace = (region: string): string => `region-${region}`;

@@ -30,6 +30,20 @@ export const clusterOf = (host: Host): string | undefined => {
 	return typeof parameters?.cluster === "string" ? parameters.cluster : undefined;
 };
 
+/** Index of clusters by the hosts that may concern them; see {@link hostKeysOf}. */
+export const BY_HOST = "host";
+
+/** Hosts that concern a cluster, as `namespace/name`: those it names and those it has; `namespace/*` when it selects by labels. */
+export function hostKeysOf({ metadata, spec, status }: Cluster): string[] {
+	const picks = [spec.controlPlane, ...(spec.workers ?? [])];
+	const names = [
+		...picks.flatMap((pick) => pick.hosts ?? []),
+		...(status?.members ?? []).map(({ host }) => host),
+		...(picks.some((pick) => pick.selector !== undefined) ? ["*"] : []),
+	];
+	return [...new Set(names)].map((name) => `${metadata.namespace}/${name}`);
+}
+
 /**
  * Decides which hosts are members of a cluster. Hosts that are members already stay (a selector never swaps a working
  * host for another); further ones are taken by name, in alphabetical order so that every run decides alike.

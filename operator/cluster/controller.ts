@@ -1,22 +1,32 @@
 import { randomBytes, randomInt } from "node:crypto";
 import type { Cluster, ClusterStatus } from "../../crds/cluster.ts";
+import type { Host } from "../../crds/host.ts";
 import { asGroundplaneError, type GroundplaneError } from "../../protocol/errors.ts";
-import { type ControllerDeps, regionOf } from "../deps.ts";
+import { type ControllerDeps, EPOCH, type Informers, regionOf } from "../deps.ts";
+import { FORMER_CLUSTER } from "../host/summary.ts";
 import { addFinalizer, applyStatus, removeFinalizer } from "../kube/apply.ts";
 import { KubeClient } from "../kube/client.ts";
 import { setConditions } from "../kube/conditions.ts";
 import { Controller, type Result, type Runnable, watch } from "../kube/controller.ts";
 import { ConnectAgent } from "../kube/proxy.ts";
 import { clusters, hosts, keyOf, type Secret, secrets } from "../kube/resources.ts";
-import { clusterOf } from "./assign.ts";
-import { type Action, joinSecretName, type Observed, plan } from "./plan.ts";
+import { BY_HOST, clusterOf } from "./assign.ts";
+import { WorkloadClients } from "./clients.ts";
+import { joinSecretName } from "./joining.ts";
+import { isConnected, outputsOf } from "./members.ts";
+import { plan } from "./plan.ts";
+import type { Action, Observed } from "./state.ts";
+import { needsPreflight } from "./upgrade.ts";
 import {
+	askApiServer,
 	createBootstrapToken,
 	deleteBootstrapToken,
 	deleteNode,
 	drain,
-	labelNode,
+	markNode,
+	observePreflight,
 	observeWorkload,
+	uncordon,
 } from "./workload.ts";
 
 const FINALIZER = "groundplane.io/cluster";
@@ -26,23 +36,31 @@ const MANAGER = "groundplane-cluster";
 export function createClusterController(deps: ControllerDeps): Runnable {
 	const { informers } = deps;
 	const reconciler = new ClusterReconciler(deps);
-	const clustersOfNamespace = (namespace: string | undefined) =>
-		informers.clusters.list(inNamespace(namespace)).map(keyOf);
 	return new Controller({
 		name: "cluster",
 		primary: informers.clusters,
-		// A host that comes, goes or changes may concern any cluster of its region: one that names it, selects it, or waits for one.
-		watches: [watch(informers.hosts, (host) => clustersOfNamespace(host.metadata.namespace))],
+		watches: [watch(informers.hosts, (host) => clustersOf(informers, host))],
 		reconcile: (key, signal) => reconciler.reconcile(key, signal),
-		concurrency: 4,
+		concurrency: 16,
+		// The gateway of one region that does not answer must not take all of them.
+		perNamespace: 12,
 		log: deps.log,
 	});
 }
 
+/** Clusters that a host's change may concern: those that name it, have it, or select hosts by labels. */
+function clustersOf({ clusters: all }: Informers, host: Host): string[] {
+	const { namespace, name } = host.metadata;
+	const owner = clusterOf(host);
+	return [
+		...(owner === undefined ? [] : [`${namespace}/${owner}`]),
+		...[name, "*"].flatMap((each) => all.byIndex(BY_HOST, `${namespace}/${each}`)).map(keyOf),
+	];
+}
+
 class ClusterReconciler {
 	readonly #deps: ControllerDeps;
-	/** Connections to workload clusters through their region's gateway, by namespace and control-plane host. */
-	readonly #workloads = new Map<string, KubeClient>();
+	readonly #workloads = new WorkloadClients();
 
 	constructor(deps: ControllerDeps) {
 		this.#deps = deps;
@@ -51,7 +69,10 @@ class ClusterReconciler {
 	async reconcile(key: string, signal: AbortSignal): Promise<Result | undefined> {
 		const { client, informers } = this.#deps;
 		const found = informers.clusters.get(key);
-		if (found === undefined) return undefined;
+		if (found === undefined) {
+			this.#workloads.forget(key);
+			return undefined;
+		}
 		const region = this.#regionOf(found);
 		if (region?.spec.paused === true) return { requeueAfter: 60_000 };
 		if (found.metadata.deletionTimestamp !== undefined && !found.metadata.finalizers?.includes(FINALIZER))
@@ -92,69 +113,80 @@ class ClusterReconciler {
 		secret: Secret | undefined,
 		signal: AbortSignal,
 	): Promise<{ observed: Observed; workload: KubeClient | undefined }> {
-		const { informers, config, now } = this.#deps;
+		const { client, informers, config, now } = this.#deps;
 		const { namespace, name } = cluster.metadata;
+		const isPreflight = needsPreflight({ cluster });
 		const base: Observed = {
 			cluster,
-			hosts: informers.hosts.list(inNamespace(namespace)),
+			hosts: isPreflight
+				? (await client.listAll(hosts, { ...inNamespace(namespace), signal })).items // the informer's copy leaves disks out
+				: informers.hosts.list(inNamespace(namespace)),
 			others: informers.clusters.list(inNamespace(namespace)).filter((other) => other.metadata.name !== name),
 			versions: config.bundles.filter((bundle) => bundle.name === "kubernetes").map((bundle) => bundle.version),
 			joinSecret: secret !== undefined,
 			now: now(),
 		};
-		const workload = this.#workload(base, await this.#identity(cluster, signal));
-		if (workload === undefined)
-			return { observed: { ...base, unreachable: "no control plane is up and connected" }, workload };
-		const wanted = new Set([...cluster.spec.controlPlane.hosts, ...cluster.spec.workers.flatMap((pool) => pool.hosts)]);
-		const usesSelectors = [cluster.spec.controlPlane, ...cluster.spec.workers].some(
-			(pick) => pick.selector !== undefined,
+		const servers = this.#apiServers(base, await this.#identity(cluster, signal));
+		if (servers.length === 0)
+			return { observed: { ...base, unreachable: "no control plane is up and connected" }, workload: undefined };
+		const asked = await Promise.all(
+			servers.map(async ({ host, client }) => ({ host, client, ...(await askApiServer(client, signal)) })),
 		);
-		const draining = base.hosts
-			.filter((host) => clusterOf(host) === name)
-			.map((host) => host.metadata.name)
-			.filter((host) => cluster.metadata.deletionTimestamp !== undefined || usesSelectors || !wanted.has(host));
+		const best = asked.find(({ ready }) => ready) ?? asked[0];
+		const workload = best?.client as KubeClient;
 		try {
-			const state = await observeWorkload(workload, {
-				tokenId: tokenOf(secret)?.split(".")[0],
-				draining: new Set(draining),
-				signal,
-			});
-			return { observed: { ...base, workload: state }, workload };
+			const state = await observeWorkload(workload, { tokenId: tokenOf(secret)?.split(".")[0], signal });
+			const preflight = needsPreflight(base)
+				? await observePreflight(workload, cluster.spec.version, signal)
+				: undefined;
+			const apiServers = new Map(
+				asked.map(({ host, ready, message }) => [host, { ready, ...(message === undefined ? {} : { message }) }]),
+			);
+			return {
+				observed: {
+					...base,
+					workload: { ...state, apiServers, ...(preflight === undefined ? {} : { preflight }) },
+				},
+				workload,
+			};
 		} catch (error) {
 			signal.throwIfAborted();
 			return { observed: { ...base, unreachable: asGroundplaneError(error).message }, workload: undefined };
 		}
 	}
 
-	/** A client of the cluster's API server, through a control plane that is up and connected. */
-	#workload({ cluster, hosts: all }: Observed, identity: Secret | undefined): KubeClient | undefined {
-		const { config } = this.#deps;
+	/** Clients of the API servers of a cluster's control planes that have been up and are connected, each through its host's tunnel. */
+	#apiServers({ cluster, hosts: all }: Observed, identity: Secret | undefined): { host: string; client: KubeClient }[] {
 		const { namespace, name } = cluster.metadata;
-		const host = all.find(
-			(candidate) =>
-				clusterOf(candidate) === name &&
-				candidate.status?.connection?.state === "Connected" &&
-				candidate.status.roles?.some((role) => role.name === "kubernetes" && role.outputs?.caCertHash !== undefined),
-		)?.metadata.name;
-		if (host === undefined || identity === undefined) return undefined;
-		const id = `${namespace}/${host}/${identity.metadata.resourceVersion}`;
-		const known = this.#workloads.get(id);
-		if (known !== undefined) return known;
+		const mine = all
+			.filter((host) => clusterOf(host) === name && isConnected(host) && outputsOf(host)?.caCertHash !== undefined)
+			.map(({ metadata }) => metadata.name);
+		this.#workloads.keep(
+			`${namespace}/${name}`,
+			identity === undefined ? [] : mine,
+			identity?.metadata.resourceVersion,
+		);
+		if (identity === undefined) return [];
+		return mine.map((host) => ({
+			host,
+			client: this.#workloads.of(`${namespace}/${name}`, host, () => this.#connect(namespace, host, identity)),
+		}));
+	}
+
+	#connect(namespace: string | undefined, host: string, identity: Secret): KubeClient {
 		const decode = (field: string) => Buffer.from(identity.data?.[field] ?? "", "base64").toString();
 		const tls = { ca: decode("ca.crt"), cert: decode("tls.crt"), key: decode("tls.key") };
-		const proxyHost = `tunnel.${namespace}.svc.${config.clusterDomain}`;
+		const proxyHost = `tunnel.${namespace}.svc.${this.#deps.config.clusterDomain}`;
 		const agent = new ConnectAgent({
 			proxyHost,
 			proxyPort: 8444,
 			tls: () => ({ ...tls, servername: proxyHost }),
 			authority: `kube-apiserver.${host}:80`,
 		});
-		const client = new KubeClient(
+		return new KubeClient(
 			{ server: `http://kube-apiserver.${host}`, tls: {} },
 			{ agent, userAgent: "groundplane-operator", timeout: 15_000 },
 		);
-		this.#workloads.set(id, client);
-		return client;
 	}
 
 	async #identity(cluster: Cluster, signal: AbortSignal): Promise<Secret | undefined> {
@@ -230,8 +262,11 @@ class ClusterReconciler {
 			case "drain":
 				if (workload !== undefined) await drain(workload, action.host, { force: action.force, now: now(), signal });
 				return;
-			case "labelNode":
-				if (workload !== undefined) await labelNode(workload, action.host, action.labels);
+			case "uncordon":
+				if (workload !== undefined) await uncordon(workload, action.host);
+				return;
+			case "markNode":
+				if (workload !== undefined) await markNode(workload, action.host, action.patch);
 				return;
 			case "deleteNode":
 				if (workload !== undefined) await deleteNode(workload, action.host);
@@ -244,7 +279,7 @@ class ClusterReconciler {
 
 	/** Owns the entry `kubernetes` of Host.spec.roles and nothing else: server-side apply merges the list by name. */
 	async #applyRoles(cluster: Cluster, name: string, roles: readonly unknown[], signal: AbortSignal): Promise<void> {
-		const { client, informers } = this.#deps;
+		const { client, informers, epoch } = this.#deps;
 		const { namespace } = cluster.metadata;
 		const host = informers.hosts.get(`${namespace}/${name}`);
 		// The uid keeps an apply from making a host that is gone.
@@ -252,7 +287,15 @@ class ClusterReconciler {
 		await client.apply(
 			hosts,
 			{
-				metadata: { name, ...(namespace === undefined ? {} : { namespace }), uid: host.metadata.uid ?? "" },
+				metadata: {
+					name,
+					...(namespace === undefined ? {} : { namespace }),
+					uid: host.metadata.uid ?? "",
+					annotations: {
+						[EPOCH]: String(epoch),
+						...(roles.length > 0 ? {} : { [FORMER_CLUSTER]: cluster.metadata.name }),
+					},
+				},
 				spec: { roles },
 			},
 			{ manager: MANAGER, force: true, signal },

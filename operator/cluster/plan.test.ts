@@ -1,173 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { type Cluster, clusterSpec } from "../../crds/cluster.ts";
-import type { Host } from "../../crds/host.ts";
-import { clusterOf } from "./assign.ts";
-import { type Action, type NodeState, type Observed, plan } from "./plan.ts";
-
-const NOW = Date.parse("2026-01-01T00:00:00Z");
-const HASH = `sha256:${"a".repeat(64)}`;
-
-/** A region in memory that does what a plan says, the way hosts and kubeadm would: roles take a few looks to be applied. */
-class Site {
-	cluster: Cluster;
-	hosts: Host[];
-	nodes = new Map<string, NodeState & { pods: number }>();
-	joinSecret = false;
-	token = false;
-	now = NOW;
-	finished: readonly string[] | undefined;
-	readonly history: string[] = [];
-
-	constructor(spec: unknown, hosts: readonly string[]) {
-		this.cluster = {
-			apiVersion: "groundplane.io/v1alpha1",
-			kind: "Cluster",
-			metadata: {
-				name: "demo",
-				namespace: "region-r",
-				uid: "u1",
-				generation: 1,
-				creationTimestamp: "2026-01-01T00:00:00Z",
-			},
-			spec: clusterSpec.parse(spec),
-		};
-		this.hosts = hosts.map((name, index) => host(name, index));
-	}
-
-	get observed(): Observed {
-		const up = this.hosts.some(
-			(h) => roleStatus(h)?.outputs?.caCertHash !== undefined && h.status?.connection?.state === "Connected",
-		);
-		return {
-			cluster: this.cluster,
-			hosts: this.hosts,
-			others: [],
-			versions: ["v1.36.3"],
-			joinSecret: this.joinSecret,
-			now: this.now,
-			...(up
-				? {
-						workload: {
-							nodes: [...this.nodes.values()].map((node) => ({ ...node, evictable: node.pods })),
-							dnsReady: true,
-							bootstrapToken: this.token,
-						},
-					}
-				: { unreachable: "no control plane is up" }),
-		};
-	}
-
-	/** One look: plan, do, let the hosts work for a moment. */
-	step(): void {
-		const result = plan(this.observed);
-		for (const action of result.actions) this.do(action);
-		this.cluster = {
-			...this.cluster,
-			status: {
-				...result.status,
-				conditions: result.conditions.map((c) => ({ ...c, lastTransitionTime: "2026-01-01T00:00:00Z" })),
-			},
-		};
-		for (const each of this.hosts) this.work(each);
-		this.now += 3000;
-	}
-
-	run(steps: number): this {
-		for (let i = 0; i < steps && this.finished === undefined; i++) this.step();
-		return this;
-	}
-
-	private do(action: Action): void {
-		this.history.push("host" in action ? `${action.type} ${action.host}` : action.type);
-		switch (action.type) {
-			case "createJoinSecret":
-				this.joinSecret = true;
-				break;
-			case "deleteJoinSecret":
-				this.joinSecret = false;
-				break;
-			case "createBootstrapToken":
-				this.token = true;
-				break;
-			case "deleteBootstrapToken":
-				this.token = false;
-				break;
-			case "applyRole":
-				this.host(action.host).spec.roles = [action.role];
-				this.changed(action.host);
-				break;
-			case "removeRole":
-				this.host(action.host).spec.roles = [];
-				this.changed(action.host);
-				break;
-			case "drain": {
-				const node = this.nodes.get(action.host);
-				if (node)
-					this.nodes.set(action.host, {
-						...node,
-						unschedulable: true,
-						drainStarted: node.drainStarted ?? this.now,
-						pods: Math.max(0, node.pods - 1),
-					});
-				break;
-			}
-			case "deleteNode":
-				this.nodes.delete(action.host);
-				break;
-			case "removeFinalizer":
-				this.finished = action.leftBehind;
-				break;
-		}
-	}
-
-	/** The host's agent: pending, applying, applied; a role that is not wanted any more is undone. */
-	private work(each: Host): void {
-		if (each.status?.connection?.state !== "Connected") return;
-		const wanted = each.spec.roles[0];
-		const now = roleStatus(each);
-		each.status.desiredState = { reportedGeneration: each.metadata.generation ?? 0 };
-		if (wanted === undefined) {
-			each.status.roles = now === undefined || now.phase === "Removing" ? [] : [{ ...now, phase: "Removing" }];
-		} else if (now === undefined) {
-			each.status.roles = [{ name: "kubernetes", phase: "Applying", step: "containerd", progress: "3/19" }];
-		} else if (now.phase === "Applying") {
-			const controlPlane = wanted.parameters.mode !== "join-worker";
-			each.status.roles = [
-				{ name: "kubernetes", phase: "Applied", ...(controlPlane ? { outputs: { caCertHash: HASH } } : {}) },
-			];
-			this.nodes.set(each.metadata.name, {
-				name: each.metadata.name,
-				ready: true,
-				version: "v1.36.3",
-				labels: {},
-				unschedulable: false,
-				evictable: 0,
-				pods: 2,
-			});
-		}
-	}
-
-	private changed(name: string): void {
-		const found = this.host(name);
-		found.metadata.generation = (found.metadata.generation ?? 0) + 1;
-	}
-
-	host(name: string): Host {
-		const found = this.hosts.find((h) => h.metadata.name === name);
-		if (found === undefined) throw new Error(`no host ${name}`);
-		return found;
-	}
-}
-
-const roleStatus = (h: Host) => h.status?.roles?.find((role) => role.name === "kubernetes");
-
-const host = (name: string, index: number): Host => ({
-	apiVersion: "groundplane.io/v1alpha1",
-	kind: "Host",
-	metadata: { name, namespace: "region-r", generation: 1, uid: name, labels: { rack: index % 2 === 0 ? "a" : "b" } },
-	spec: { approved: true, maintenance: false, roles: [] },
-	status: { connection: { state: "Connected" }, roles: [], facts: { primaryAddress: `10.0.0.${index + 1}` } as never },
-});
+import { roleOf } from "./members.ts";
+import { plan } from "./plan.ts";
+import { HASH, host, report, Site } from "./site.fixture.ts";
 
 const oneAndTwo = {
 	version: "v1.36.3",
@@ -186,9 +20,9 @@ describe("making a cluster", () => {
 		});
 		expect(site.cluster.status?.progress).toBeUndefined();
 		expect(site.history.filter((entry) => entry.startsWith("applyRole"))).toEqual([
-			"applyRole h1",
-			"applyRole h2",
-			"applyRole h3",
+			"applyRole h1@v1.36.3",
+			"applyRole h2@v1.36.3",
+			"applyRole h3@v1.36.3",
 		]);
 		expect(site.host("h1").spec.roles[0]?.parameters).toMatchObject({ mode: "init", clusterId: "u1" });
 		expect(site.host("h2").spec.roles[0]).toMatchObject({
@@ -217,16 +51,21 @@ describe("making a cluster", () => {
 			site.step();
 			joiningAtOnce.push(
 				["h1", "h4", "h5"].filter(
-					(name) => clusterOf(site.host(name)) && roleStatus(site.host(name))?.phase !== "Applied",
+					(name) =>
+						roleOf(site.host(name))?.parameters.prepare === undefined &&
+						roleOf(site.host(name)) !== undefined &&
+						report(site.host(name))?.outputs === undefined,
 				).length,
 			);
 		}
 		expect(Math.max(...joiningAtOnce)).toBe(1);
 		expect(site.cluster.status?.phase).toBe("Ready");
-		const first = site.history.filter(
-			(entry, index, all) => entry.startsWith("applyRole") && all.indexOf(entry) === index,
+		expect(site.firsts.filter((entry) => entry.startsWith("applyRole"))).toEqual(
+			["h1", "h4", "h5", "h2", "h3"].map((name) => `applyRole ${name}@v1.36.3`),
 		);
-		expect(first).toEqual(["applyRole h1", "applyRole h4", "applyRole h5", "applyRole h2", "applyRole h3"]);
+		expect(site.history.slice(0, 8)).toEqual(
+			expect.arrayContaining(["h2", "h3", "h4", "h5"].map((name) => `prepare ${name}@v1.36.3`)),
+		);
 		expect(site.hosts.filter((h) => h.spec.roles[0]?.parameters.mode === "init")).toHaveLength(1);
 	});
 

@@ -1,50 +1,182 @@
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
-import { isAlreadyExists, isNotFound, type KubeClient } from "../kube/client.ts";
-import { type Node, nodes, type Pod, pods, secrets } from "../kube/resources.ts";
-import type { NodeState, WorkloadState } from "./plan.ts";
+import { isAlreadyExists, type KubeClient, KubeError } from "../kube/client.ts";
+import { type KubeObject, type Node, nodes, type Pod, pods, type Resource, secrets } from "../kube/resources.ts";
+import type { NodePatch, NodeState, PoolMarks, WorkloadState } from "./state.ts";
+import { compareVersions } from "./upgrade.ts";
 
 /** When the draining of a node began, so that its deadline survives a restart of the operator. */
 const DRAIN_STARTED = "groundplane.io/drain-started";
+/** Whether a person had cordoned the node before it was drained. */
+const CORDONED = "groundplane.io/cordoned-before";
+/** Which labels and taints of a Node are its pool's. */
+const POOL = "groundplane.io/pool";
+/** Where kubeadm publishes the control plane's certificates. */
+const CERTIFICATES = "kubeadm-certs";
+/** How long a control plane may take to say how it is. */
+const READYZ_MS = 5_000;
 /** Pods that mirror static pods can't be evicted: the kubelet makes them. */
 const MIRROR_POD = "kubernetes.io/config.mirror";
 /** Lifetime of a bootstrap token; it is taken away as soon as all hosts have joined. */
 const TOKEN_LIFETIME_MS = 2 * 3_600_000;
 
-/** Looks at a cluster through its own API server. `draining` names the nodes whose pods are to be counted. */
+interface Budget extends KubeObject {
+	readonly spec?: {
+		readonly selector?: {
+			readonly matchLabels?: Readonly<Record<string, string>>;
+			readonly matchExpressions?: readonly { key: string; operator: string; values?: readonly string[] }[];
+		};
+	};
+	readonly status?: { readonly disruptionsAllowed?: number; readonly expectedPods?: number };
+}
+const budgets: Resource<Budget> = {
+	group: "policy",
+	version: "v1",
+	plural: "poddisruptionbudgets",
+	kind: "PodDisruptionBudget",
+	namespaced: true,
+};
+
+/** Looks at a cluster through its own API server. Pods are counted on nodes that drain. */
 export async function observeWorkload(
 	client: KubeClient,
-	{ tokenId, draining, signal }: { tokenId: string | undefined; draining: ReadonlySet<string>; signal: AbortSignal },
-): Promise<WorkloadState> {
-	const [all, dns, token] = await Promise.all([
+	{ tokenId, signal }: { tokenId: string | undefined; signal: AbortSignal },
+): Promise<Omit<WorkloadState, "apiServers" | "preflight">> {
+	const [all, dns, token, certificates] = await Promise.all([
 		client.listAll(nodes, { signal }),
 		client.list(pods, { namespace: "kube-system", labelSelector: "k8s-app=kube-dns", signal }),
 		tokenId === undefined ? undefined : client.find(secrets, `bootstrap-token-${tokenId}`, "kube-system", { signal }),
+		client.find(secrets, CERTIFICATES, "kube-system", { signal }),
 	]);
+	const draining = all.items.filter(isDraining);
+	const blocking = draining.length === 0 ? [] : await blockedBudgets(client, signal);
 	return {
 		nodes: await Promise.all(
-			all.items.map(async (node) =>
-				nodeState(node, draining.has(node.metadata.name) ? await evictable(client, node.metadata.name, signal) : []),
-			),
+			all.items.map(async (node) => {
+				if (!isDraining(node)) return nodeState(node);
+				const left = await evictable(client, node.metadata.name, signal);
+				return { ...nodeState(node), evictable: left.length, blockedBy: blockedBy(left, blocking) };
+			}),
 		),
 		dnsReady: dns.items.some(isPodReady),
 		bootstrapToken: token !== undefined,
+		certificates: certificates !== undefined,
 	};
 }
 
-function nodeState(node: Node, toEvict: readonly Pod[]): NodeState {
+/** What one control plane says of itself: its API server, and etcd as that one sees it (`/readyz`, KEP-1040 and kubeadm's own check). */
+export async function askApiServer(
+	client: KubeClient,
+	signal: AbortSignal,
+): Promise<{ ready: boolean; message?: string }> {
+	try {
+		await client.requestText("GET", "/readyz", { signal: AbortSignal.any([signal, AbortSignal.timeout(READYZ_MS)]) });
+		return { ready: true };
+	} catch (error) {
+		signal.throwIfAborted();
+		return { ready: false, message: asGroundplaneError(error).message };
+	}
+}
+
+/** What speaks against another version: APIs in use that it removes, and budgets that allow no eviction now. */
+export async function observePreflight(
+	client: KubeClient,
+	version: string,
+	signal: AbortSignal,
+): Promise<NonNullable<WorkloadState["preflight"]>> {
+	const [metrics, blocking] = await Promise.all([
+		client.requestText("GET", "/metrics", { signal, headers: { accept: "text/plain" } }),
+		blockedBudgets(client, signal),
+	]);
+	return {
+		removedApis: removedApis(metrics, version),
+		blockedBudgets: blocking.map(({ metadata }) => `${metadata.namespace}/${metadata.name}`),
+	};
+}
+
+/** APIs that were asked for since the API server started and that a version no longer has (`apiserver_requested_deprecated_apis`). */
+export function removedApis(metrics: string, version: string): string[] {
+	const found = new Set<string>();
+	for (const [, labels = ""] of metrics.matchAll(/^apiserver_requested_deprecated_apis\{([^}]*)\} 1$/gm)) {
+		const label = (name: string) => new RegExp(`(?:^|,)${name}="([^"]*)"`).exec(labels)?.[1] ?? "";
+		const removed = label("removed_release");
+		if (removed === "" || compareVersions(`v${removed}.0`, version) > 0) continue;
+		found.add([label("group"), label("version"), label("resource")].filter((part) => part !== "").join("/"));
+	}
+	return [...found].sort();
+}
+
+const isDraining = ({ metadata }: Node): boolean => metadata.annotations?.[DRAIN_STARTED] !== undefined;
+
+function nodeState(node: Node): NodeState {
 	const ready = node.status?.conditions?.find((condition) => condition.type === "Ready");
 	const version = node.status?.nodeInfo?.kubeletVersion;
-	const started = node.metadata.annotations?.[DRAIN_STARTED];
+	const { annotations = {}, resourceVersion } = node.metadata;
+	const started = annotations[DRAIN_STARTED];
+	const pool = marksOf(annotations[POOL]);
 	return {
 		name: node.metadata.name,
 		ready: ready?.status === "True",
 		labels: node.metadata.labels ?? {},
+		taints: node.spec?.taints ?? [],
 		unschedulable: node.spec?.unschedulable ?? false,
-		evictable: toEvict.length,
+		...(resourceVersion === undefined ? {} : { resourceVersion }),
+		...(pool === undefined ? {} : { pool }),
 		...(version === undefined ? {} : { version }),
 		...(ready?.status === "True" || ready?.message === undefined ? {} : { message: ready.message }),
 		...(started === undefined ? {} : { drainStarted: Date.parse(started) }),
 	};
+}
+
+/** An annotation that someone has spoilt counts as none: it is written anew. */
+function marksOf(text: string | undefined): PoolMarks | undefined {
+	if (text === undefined) return undefined;
+	try {
+		const { labels, taints } = JSON.parse(text) as Partial<PoolMarks>;
+		return { labels: labels ?? [], taints: taints ?? [] };
+	} catch {
+		return undefined;
+	}
+}
+
+/** Budgets that allow no eviction just now. A cluster whose role is older than the right to read them shows none. */
+async function blockedBudgets(client: KubeClient, signal: AbortSignal): Promise<Budget[]> {
+	try {
+		const { items } = await client.listAll(budgets, { signal });
+		return items.filter(({ status }) => (status?.disruptionsAllowed ?? 0) === 0 && (status?.expectedPods ?? 0) > 0);
+	} catch (error) {
+		if (error instanceof KubeError && error.httpStatus === 403) return [];
+		throw error;
+	}
+}
+
+/** Which budgets hold pods back, as `namespace/name (pod NAME)`. */
+export function blockedBy(left: readonly Pod[], blocking: readonly Budget[]): string[] {
+	return blocking.flatMap(({ metadata, spec }) => {
+		const pod = left.find(
+			(one) => one.metadata.namespace === metadata.namespace && selects(spec?.selector, one.metadata.labels ?? {}),
+		);
+		return pod === undefined ? [] : [`${metadata.namespace}/${metadata.name} (pod ${pod.metadata.name})`];
+	});
+}
+
+/** Whether a label selector (`metav1.LabelSelector`) matches. Of policy/v1, where an empty one matches every pod. */
+function selects(selector: NonNullable<Budget["spec"]>["selector"], labels: Readonly<Record<string, string>>): boolean {
+	if (selector === undefined) return false;
+	return (
+		Object.entries(selector.matchLabels ?? {}).every(([key, value]) => labels[key] === value) &&
+		(selector.matchExpressions ?? []).every(({ key, operator, values = [] }) => {
+			switch (operator) {
+				case "In":
+					return key in labels && values.includes(labels[key] ?? "");
+				case "NotIn":
+					return !values.includes(labels[key] ?? "");
+				case "Exists":
+					return key in labels;
+				default:
+					return !(key in labels);
+			}
+		})
+	);
 }
 
 /** Pods that a drain moves away: not those of DaemonSets, not mirrors of static pods, not finished ones. */
@@ -67,15 +199,14 @@ export async function drain(
 ): Promise<void> {
 	const current = await client.find(nodes, node, undefined, { signal });
 	if (current === undefined) return;
-	if (!current.spec?.unschedulable || current.metadata.annotations?.[DRAIN_STARTED] === undefined) {
+	if (!current.spec?.unschedulable || !isDraining(current)) {
+		// A node that a person has cordoned stays so afterwards.
+		const cordoned = current.spec?.unschedulable && !isDraining(current) ? { [CORDONED]: "true" } : {};
+		const started = current.metadata.annotations?.[DRAIN_STARTED] ?? new Date(now).toISOString();
 		await client.patch(
 			nodes,
 			{ name: node },
-			{
-				metadata: { annotations: { [DRAIN_STARTED]: new Date(now).toISOString() } },
-				spec: { unschedulable: true },
-			},
-			{ type: "merge" },
+			{ metadata: { annotations: { [DRAIN_STARTED]: started, ...cordoned } }, spec: { unschedulable: true } },
 		);
 	}
 	for (const { metadata } of await evictable(client, node, signal)) {
@@ -86,14 +217,30 @@ export async function drain(
 			else {
 				await client.request("POST", `/api/v1/namespaces/${ref.namespace}/pods/${ref.name}/eviction`, {
 					body: { apiVersion: "policy/v1", kind: "Eviction", metadata: ref },
+					// 429 is a PodDisruptionBudget that says not yet: it is asked again at the next look, and the deadline ends it.
+					retryThrottled: false,
 					signal,
 				});
 			}
 		} catch (error) {
-			// 429: a PodDisruptionBudget says not yet. It is asked again at the next look, and the deadline ends it.
-			if (!isNotFound(error) && asGroundplaneError(error).code !== "Overloaded") throw error;
+			if (!(error instanceof KubeError && (error.httpStatus === 404 || error.httpStatus === 429))) throw error;
 		}
 	}
+}
+
+/** Ends a drain: the node takes pods again, unless a person had cordoned it before. */
+export async function uncordon(client: KubeClient, node: string): Promise<void> {
+	const current = await client.find(nodes, node);
+	if (current === undefined) return;
+	const stays = current.metadata.annotations?.[CORDONED] === "true";
+	await client.patch(
+		nodes,
+		{ name: node },
+		{
+			metadata: { annotations: { [DRAIN_STARTED]: null, [CORDONED]: null } },
+			...(stays ? {} : { spec: { unschedulable: null } }),
+		},
+	);
 }
 
 /** Takes a Node out of the cluster's API; its host has been reset already, or is gone for good. */
@@ -101,12 +248,24 @@ export async function deleteNode(client: KubeClient, node: string): Promise<void
 	await client.delete(nodes, { name: node });
 }
 
-export async function labelNode(
+/** Writes a pool's labels and taints. A Node that has changed since is a conflict: Kubernetes writes taints there too. */
+export async function markNode(
 	client: KubeClient,
 	node: string,
-	labels: Readonly<Record<string, string>>,
+	{ labels, taints, pool, resourceVersion }: NodePatch,
 ): Promise<void> {
-	await client.patch(nodes, { name: node }, { metadata: { labels } }, { type: "merge" });
+	await client.patch(
+		nodes,
+		{ name: node },
+		{
+			metadata: {
+				labels,
+				annotations: { [POOL]: JSON.stringify(pool) },
+				...(resourceVersion === undefined ? {} : { resourceVersion }),
+			},
+			spec: { taints },
+		},
+	);
 }
 
 /** Makes a bootstrap token known to the cluster (a Secret as kubeadm makes it: KEP `bootstrap-tokens`). */

@@ -1,20 +1,19 @@
+import { isDeepStrictEqual } from "node:util";
 import type { Host, HostStatus } from "../../crds/host.ts";
-import { type ControllerDeps, regionOf } from "../deps.ts";
+import { type ControllerDeps, EPOCH, regionOf } from "../deps.ts";
 import { addFinalizer, removeFinalizer } from "../kube/apply.ts";
 import { getCondition, setCondition } from "../kube/conditions.ts";
-import { Controller, type Result, type Runnable } from "../kube/controller.ts";
+import { Controller, type Result } from "../kube/controller.ts";
 import { hosts } from "../kube/resources.ts";
-import { mayBeRemoved, summarize } from "./summary.ts";
+import { leftBehindOn, mayBeRemoved, summarize } from "./summary.ts";
 
 const FINALIZER = "groundplane.io/host";
 const MANAGER = "groundplane-host";
-/** The operator's election epoch: it goes into every signed document, and hosts refuse older ones. */
-const EPOCH = "groundplane.io/epoch";
 /** How soon a host that is being deleted is looked at again. */
 const DELETING_MS = 5_000;
 
 /** Sums up each host in `Ready` and `phase`, and lets a deleted one go when it is clean. */
-export function createHostController(deps: ControllerDeps): Runnable {
+export function createHostController(deps: ControllerDeps): Controller<Host> {
 	const { client, informers, events, now } = deps;
 
 	async function reconcile(key: string, signal: AbortSignal): Promise<Result | undefined> {
@@ -50,10 +49,21 @@ export function createHostController(deps: ControllerDeps): Runnable {
 		const old = getCondition(host.status?.conditions, "Ready");
 		const [condition] = setCondition(old === undefined ? [] : [old], ready, now);
 		if (condition === undefined) return;
-		if (condition === old && host.status?.phase === phase && host.status.observedGeneration === observedGeneration)
+		const leftBehind = leftBehindOn(host, now());
+		if (
+			condition === old &&
+			host.status?.phase === phase &&
+			host.status.observedGeneration === observedGeneration &&
+			isDeepStrictEqual(host.status.leftBehind ?? [], leftBehind)
+		)
 			return;
 		const { name, namespace, resourceVersion } = host.metadata;
-		const status: HostStatus = { observedGeneration, phase, conditions: [condition] };
+		const status: HostStatus = {
+			observedGeneration,
+			phase,
+			conditions: [condition],
+			...(leftBehind.length > 0 ? { leftBehind } : {}),
+		};
 		await client.apply(
 			hosts,
 			{
@@ -67,6 +77,11 @@ export function createHostController(deps: ControllerDeps): Runnable {
 			},
 			{ manager: MANAGER, force: true, subresource: "status", signal },
 		);
+		const [first] = leftBehind;
+		if (first !== undefined && host.status?.leftBehind === undefined) {
+			const of = first.cluster === undefined ? "" : ` of cluster ${first.cluster}`;
+			events.event(hosts, host, "Warning", "LeftBehind", `Role ${first.role}${of}: ${first.message}`);
+		}
 		if (host.status?.phase !== phase) {
 			events.event(
 				hosts,
@@ -78,9 +93,10 @@ export function createHostController(deps: ControllerDeps): Runnable {
 		}
 	}
 
+	/** A new host gets the epoch of whoever looks after it first; from then on it comes with what is wanted of the host. */
 	async function writeEpoch(host: Host, signal: AbortSignal): Promise<void> {
 		const epoch = String(deps.epoch);
-		if (host.metadata.annotations?.[EPOCH] === epoch) return;
+		if (host.metadata.annotations?.[EPOCH] !== undefined) return;
 		const { name, namespace, uid } = host.metadata;
 		await client.apply(
 			hosts,

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { type Host, hostSpec } from "../../crds/host.ts";
-import { mayBeRemoved, summarize } from "./summary.ts";
+import { FORMER_CLUSTER, leftBehindOn, mayBeRemoved, summarize } from "./summary.ts";
 
 const NOW = Date.parse("2026-01-01T01:00:00Z");
 const connected = { state: "Connected" as const, since: "2026-01-01T00:00:00Z" };
@@ -196,4 +196,43 @@ describe("when a deleted host may go", () => {
 			"clean",
 		],
 	])("%s", (_name, subject, verdict) => expect(mayBeRemoved(subject, "10m", NOW)).toBe(verdict));
+});
+
+describe("what is left behind", () => {
+	const applied = { name: "kubernetes", phase: "Applied" as const };
+	const at = Date.parse("2026-01-01T10:00:00Z");
+	const out = { state: "Disconnected" as const, since: "2026-01-01T09:00:00Z" };
+	const known = [{ role: "kubernetes", cluster: "shop", since: "2026-01-01T09:30:00Z", message: "…" }];
+	const entry = { role: "kubernetes", cluster: "shop" };
+	it.each<[string, Host["spec"]["roles"], Host["status"], ReturnType<typeof leftBehindOn>]>([
+		["nothing while the role is wanted", [role], { connection: out, roles: [applied] }, []],
+		["nothing while a connected host cleans itself", [], { connection: connected, roles: [applied] }, []],
+		[
+			"a role that was taken away while the host was out of reach",
+			[],
+			{ connection: out, roles: [applied] },
+			[{ ...entry, since: "2026-01-01T10:00:00Z", message: expect.stringMatching(/still is, and may run/) }],
+		],
+		[
+			"the entry stays while the host cleans itself, with its time",
+			[],
+			{ connection: connected, roles: [{ ...applied, phase: "Removing" }], leftBehind: known },
+			[{ ...entry, since: "2026-01-01T09:30:00Z", message: "Being undone." }],
+		],
+		["and goes when the role is gone", [], { connection: connected, roles: [], leftBehind: known }, []],
+		[
+			"a host that can't be cleaned",
+			[],
+			{ connection: connected, roles: [{ ...applied, phase: "Failed", message: "busy." }] },
+			[
+				{
+					...entry,
+					since: "2026-01-01T10:00:00Z",
+					message: "Being undone, and failing: busy. It is tried again.",
+				},
+			],
+		],
+	])("%s", (_name, roles, status, expected) => {
+		expect(leftBehindOn(host(status, { roles }, { annotations: { [FORMER_CLUSTER]: "shop" } }), at)).toEqual(expected);
+	});
 });

@@ -103,6 +103,39 @@ export function summarize(host: Host): Summary {
 	);
 }
 
+type LeftBehind = NonNullable<HostStatus["leftBehind"]>;
+
+/** Cluster that the host was taken out of last; the cluster controller writes it together with the roles. */
+export const FORMER_CLUSTER = "groundplane.io/former-cluster";
+
+/**
+ * The ledger of a host: roles that are not wanted any more and still there, since the host is out of reach or can't be cleaned.
+ * An entry goes when the host reports that its role is undone; nobody has to take it out. Pure.
+ */
+export function leftBehindOn({ metadata, spec, status }: Host, now: number): LeftBehind {
+	const former = metadata.annotations?.[FORMER_CLUSTER];
+	const isOut = status?.connection?.state !== "Connected";
+	return (status?.roles ?? [])
+		.filter(({ name }) => !spec.roles.some((role) => role.name === name))
+		.flatMap(({ name, phase, message }): LeftBehind => {
+			const known = status?.leftBehind?.find(({ role }) => role === name);
+			if (!isOut && phase !== "Failed" && known === undefined) return [];
+			const cluster = known?.cluster ?? (name === "kubernetes" ? former : undefined);
+			return [
+				{
+					role: name,
+					...(cluster === undefined ? {} : { cluster }),
+					since: known?.since ?? new Date(now).toISOString().replace(/\.\d+Z$/, "Z"),
+					message: isOut
+						? "Everything that the role put there still is, and may run. It is undone as soon as the host is in contact again."
+						: phase === "Failed"
+							? `Being undone, and failing: ${message ?? "no reason given."} It is tried again.`
+							: "Being undone.",
+				},
+			];
+		});
+}
+
 /**
  * Whether a deleted host may go: its roles are undone and the agent has confirmed the empty document, it never had a
  * tunnel, or it has been out of reach for `forceRemoveAfter` of the region.

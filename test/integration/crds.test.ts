@@ -72,6 +72,17 @@ describe("custom resource definitions", () => {
 		);
 	});
 
+	it("let a cluster's version go one minor up or down at a time", async () => {
+		const { metadata } = await api.client.create(clusters, {
+			metadata: { name: "rolling", namespace: "default" },
+			spec: { version: "v1.35.4", controlPlane: { hosts: ["host-1"] } },
+		} as never);
+		const to = (version: string) => api.client.patch(clusters, metadata, { spec: { version } });
+		for (const version of ["v1.35.9", "v1.36.3", "v1.35.4"]) expect((await to(version)).spec.version).toBe(version);
+		for (const version of ["v1.37.0", "v1.33.1"])
+			await expect(to(version)).rejects.toThrow("one minor version at a time");
+	});
+
 	it("keep status apart: it is written by its subresource only", async () => {
 		const status = { phase: "Ready", conditions: [] };
 		const name = "status";

@@ -1,0 +1,231 @@
+import { isDeepStrictEqual } from "node:util";
+import type { Cluster } from "../../crds/cluster.ts";
+import type { HostRole } from "../../crds/host.ts";
+import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
+import { KUBERNETES_ROLE, type Member } from "./assign.ts";
+import type { Leaving } from "./leaving.ts";
+import {
+	isApplied,
+	isConnected,
+	isControlPlaneUp,
+	isUpToDate,
+	type Known,
+	modeOf,
+	outputsOf,
+	roleOf,
+} from "./members.ts";
+import { poolOf } from "./pools.ts";
+import type { Action, Observed } from "./state.ts";
+import type { Roll } from "./upgrade.ts";
+
+/** Name of the Secret with the secrets that joining hosts need. */
+export const joinSecretName = (cluster: string): string => `cluster-${cluster}-join`;
+
+export interface Joining {
+	readonly actions: readonly Action[];
+	/** Members that were told to join and have not yet done so. */
+	readonly joining: readonly Known[];
+}
+
+/** Whether the first control plane has been made: from then on it is never made again. */
+export const isInitialized = (cluster: Cluster, known: readonly Known[]): boolean =>
+	cluster.status?.controlPlaneInitialized === true || isApplied(firstOf(cluster, known)?.host);
+
+/** The control plane that made the cluster, or that will: decided once, since `init` elsewhere would make a second cluster. */
+export function firstOf(cluster: Cluster, known: readonly Known[]): Known | undefined {
+	const controlPlanes = known.filter(({ member }) => member.role === "control-plane");
+	const made = controlPlanes.find(({ host, asked }) => asked !== undefined && modeOf(host) === "init");
+	return made ?? (cluster.status?.controlPlaneInitialized ? undefined : controlPlanes[0]);
+}
+
+/**
+ * Who joins now, and what each member's host is asked to be. The first control plane makes the cluster, the others join one
+ * at a time while etcd is well (kubeadm adds each as a learner first), workers join together. Until its turn a host prepares:
+ * it fetches and installs all that needs no cluster.
+ */
+export function planJoining(
+	observed: Observed,
+	known: readonly Known[],
+	{ leaving }: Pick<Leaving, "leaving">,
+	roll: Pick<Roll, "inFlight" | "versions">,
+): Joining {
+	const { cluster, workload, joinSecret } = observed;
+	if (!joinSecret) return { actions: [{ type: "createJoinSecret" }], joining: [] };
+	const actions: Action[] = [];
+	const first = firstOf(cluster, known);
+	const initialized = isInitialized(cluster, known);
+	const controlPlanes = known.filter(({ member }) => member.role === "control-plane");
+	const version = joinVersion(cluster, controlPlanes, initialized);
+
+	const begin = new Set(known.filter(({ begun }) => begun).map(({ member }) => member.host));
+	if (first !== undefined) begin.add(first.member.host);
+	const next = controlPlanes.find(({ member }) => !begin.has(member.host));
+	let publish: string | undefined;
+	if (initialized && workload !== undefined && version !== undefined && roll.inFlight.size === 0) {
+		const joined = controlPlanes.filter(({ begun }) => begun);
+		// etcd takes one new member at a time, and only while the ones it has are well; one that is dead goes first.
+		const isWell = joined.every(({ healthy }) => healthy) && !leaving.some(({ isDeadMember }) => isDeadMember);
+		if (next !== undefined && isWell) {
+			if (workload.certificates) begin.add(next.member.host);
+			else publish = publisherOf(observed, known, leaving);
+		}
+		// Workers wait for the control plane to be made, so that their load balancer knows all of it; not for its nodes to
+		// be ready, which takes a pod network that workers bring up just as well.
+		const isMade = next === undefined && joined.every(({ host }) => isControlPlaneUp(host));
+		if (isMade) for (const { member } of known) begin.add(member.host);
+	}
+
+	const joining = known.filter(
+		({ member, begun, applied }) => begin.has(member.host) && member !== first?.member && !(begun && applied),
+	);
+	if (workload !== undefined && joining.some(isNew) && !workload.bootstrapToken)
+		actions.push({ type: "createBootstrapToken" });
+
+	const context: RoleContext = {
+		observed,
+		known,
+		controlPlanes,
+		first: first?.member.host,
+		leavingControlPlanes: leaving.filter(({ role }) => role === "control-plane"),
+	};
+	for (const one of known) {
+		const { host, asked, begun } = one;
+		const name = one.member.host;
+		const prepare = !begin.has(name);
+		const wanted = !initialized
+			? cluster.spec.version
+			: (roll.versions.get(name) ?? (begun ? asked : (version ?? asked)));
+		if (wanted === undefined) continue;
+		const role = roleFor(context, one, {
+			version: wanted,
+			prepare,
+			...(name === publish ? { publish: new Date(observed.now).toISOString() } : {}),
+		});
+		if (!isDeepStrictEqual(plain(role), plain(roleOf(host)))) actions.push({ type: "applyRole", host: name, role });
+	}
+	return { actions, joining: joining.filter(isNew) };
+}
+
+/** A member with a node has joined before: what its role does now is something else. */
+const isNew = ({ node, host }: Known): boolean => node === undefined || outputsOf(host)?.nodeName === undefined;
+
+/** Version that a new member takes: the one of the control planes. While they differ, nobody joins. */
+function joinVersion(cluster: Cluster, controlPlanes: readonly Known[], initialized: boolean): string | undefined {
+	if (!initialized) return cluster.spec.version;
+	const versions = new Set(controlPlanes.filter(({ begun }) => begun).map(({ asked }) => asked));
+	if (versions.size === 0) return cluster.status?.version ?? cluster.spec.version;
+	return versions.size === 1 ? [...versions][0] : undefined;
+}
+
+/**
+ * The control plane that publishes the certificates again: they last two hours, so a late joiner finds none. `undefined` while
+ * one is at it.
+ */
+function publisherOf({ hosts }: Observed, known: readonly Known[], leaving: Leaving["leaving"]): string | undefined {
+	const candidates = [
+		...known.filter(({ member, healthy }) => member.role === "control-plane" && healthy).map(({ host }) => host),
+		...hosts.filter(({ metadata }) =>
+			leaving.some(
+				({ host, role, isDeadMember }) => host === metadata.name && role === "control-plane" && !isDeadMember,
+			),
+		),
+	].filter(isConnected);
+	const isAtIt = candidates.some(
+		(host) => roleOf(host)?.parameters.publishCertificates !== undefined && !(isUpToDate(host) && isApplied(host)),
+	);
+	return isAtIt ? undefined : candidates[0]?.metadata.name;
+}
+
+interface RoleContext {
+	readonly observed: Observed;
+	readonly known: readonly Known[];
+	readonly controlPlanes: readonly Known[];
+	readonly first: string | undefined;
+	readonly leavingControlPlanes: Leaving["leaving"];
+}
+
+/** What a member's host is asked to be. Stable over time, so that hosts are not asked to do again what they have done. */
+function roleFor(
+	context: RoleContext,
+	{ member, host, healthy }: Known,
+	{ version, prepare, publish }: { version: string; prepare: boolean; publish?: string },
+): HostRole {
+	const { cluster } = context.observed;
+	const current = roleOf(host)?.parameters;
+	const pool = poolOf(cluster, member);
+	const caCertHash = context.observed.hosts
+		.filter(
+			({ metadata }) =>
+				context.known.some((one) => one.member.host === metadata.name) || isLeaving(context, metadata.name),
+		)
+		.map((candidate) => outputsOf(candidate)?.caCertHash)
+		.find((hash) => hash !== undefined);
+	const mode =
+		member.host === context.first ? "init" : member.role === "control-plane" ? "join-control-plane" : "join-worker";
+	const former = formerOf(context, member, healthy);
+	const published = publish ?? current?.publishCertificates;
+	const parameters: KubernetesRoleInput = {
+		cluster: cluster.metadata.name,
+		// A host that still holds a former cluster of this name must not take it for this one.
+		clusterId: cluster.metadata.uid ?? "",
+		mode,
+		kubernetesVersion: version,
+		nodeName: member.host,
+		controlPlaneAddresses: addressesOf(context),
+		podSubnet: cluster.spec.network.podSubnet,
+		serviceSubnet: cluster.spec.network.serviceSubnet,
+		dnsDomain: cluster.spec.network.dnsDomain,
+		caCertHashes: mode === "init" || caCertHash === undefined ? [] : [caCertHash],
+		labels: { ...pool?.labels },
+		taints: pool?.taints ?? [],
+		controlPlaneSchedulable: cluster.spec.controlPlaneSchedulable,
+		addons: cluster.spec.addons,
+		...(cluster.spec.endpoint === undefined ? {} : { endpoint: cluster.spec.endpoint }),
+		...(typeof current?.nodeAddress === "string" ? { nodeAddress: current.nodeAddress } : {}),
+		...(typeof published === "string" ? { publishCertificates: published } : {}),
+		...(former.length > 0 ? { formerControlPlanes: former } : {}),
+		...(prepare ? { prepare: true } : {}),
+	};
+	return {
+		name: KUBERNETES_ROLE,
+		version,
+		parameters: parameters as Record<string, unknown>,
+		secretName: joinSecretName(cluster.metadata.name),
+	};
+}
+
+const isLeaving = ({ leavingControlPlanes }: RoleContext, name: string): boolean =>
+	leavingControlPlanes.some(({ host }) => host === name);
+
+/**
+ * Control planes that stand in the load balancers: those that are up, or are about to be. One that leaves stays until those
+ * that stay are all up; then it is not asked any more before it goes.
+ */
+function addressesOf({ observed, controlPlanes, first, leavingControlPlanes }: RoleContext): string[] {
+	const up = controlPlanes.filter(
+		({ member, host }) => member.host === first || isControlPlaneUp(host) || hasBeenUp(host),
+	);
+	const staying =
+		up.length === controlPlanes.length ? [] : leavingControlPlanes.filter(({ isDeadMember }) => !isDeadMember);
+	const leaving = observed.hosts.filter(
+		(host) => staying.some((one) => one.host === host.metadata.name) && isControlPlaneUp(host),
+	);
+	return [...up.map(({ host }) => host), ...leaving]
+		.map((host) => host.status?.facts?.primaryAddress)
+		.filter((address): address is string => address !== undefined);
+}
+
+/** A control plane that is being changed stays in the list: every host would be asked anew twice otherwise. */
+const hasBeenUp = (host: Known["host"]): boolean =>
+	outputsOf(host)?.caCertHash !== undefined && roleOf(host)?.parameters.prepare !== true;
+
+/** The first healthy control plane takes members out of etcd whose hosts can't do it themselves any more. */
+function formerOf({ known, leavingControlPlanes }: RoleContext, member: Member, healthy: boolean): string[] {
+	const dead = leavingControlPlanes.filter(({ isDeadMember }) => isDeadMember).map(({ host }) => host);
+	if (dead.length === 0) return [];
+	const has = known.find(({ host }) => (roleOf(host)?.parameters.formerControlPlanes as string[] | undefined)?.length);
+	const remover = has ?? known.find((one) => one.member.role === "control-plane" && one.healthy);
+	return remover?.member.host === member.host && (healthy || has !== undefined) ? dead : [];
+}
+
+const plain = (value: unknown): unknown => JSON.parse(JSON.stringify(value ?? null));

@@ -1,0 +1,140 @@
+import type { Host } from "../../crds/host.ts";
+import { clusterOf, type Member } from "./assign.ts";
+import { drainAction, drainMessage } from "./drain.ts";
+import {
+	belongs,
+	goneFor,
+	isConnected,
+	isControlPlaneUp,
+	isRemovedFromEtcd,
+	isUpToDate,
+	type Known,
+	quorum,
+	reportOf,
+	roleKind,
+} from "./members.ts";
+import type { Action, MemberStatus, Observed } from "./state.ts";
+
+/** A host that is no longer named and has been out of reach for this long is not waited for: it cleans itself when it is back. */
+const GONE_MS = 60_000;
+
+export interface Leaving {
+	readonly actions: readonly Action[];
+	readonly leaving: readonly LeavingMember[];
+}
+
+export interface LeavingMember {
+	readonly host: string;
+	readonly role: MemberStatus["role"];
+	readonly message: string;
+	/** A control plane that can't leave etcd by itself: one that lives has to take it out. */
+	readonly isDeadMember: boolean;
+}
+
+/**
+ * Hosts that carry this cluster's role and are no longer named: drained, then their role is taken away, then the Node. Who
+ * takes their place joins first. Workers go within the budget; control planes one at a time, and only while etcd keeps its
+ * majority without them.
+ *
+ * @param isHeld Whether nobody may begin to leave now, since another host is taken out for something else.
+ */
+export function planLeaving(
+	observed: Observed,
+	known: readonly Known[],
+	wanted: readonly Member[],
+	isHeld: boolean,
+): Leaving {
+	const { cluster, workload, now } = observed;
+	const names = new Set(wanted.map((member) => member.host));
+	const isGone = (host: Host) => goneFor(host, now) >= GONE_MS;
+	const hosts = observed.hosts.filter(
+		(host) =>
+			!names.has(host.metadata.name) && belongs(host, cluster) && !(isGone(host) && clusterOf(host) === undefined),
+	);
+	const nodeOf = (host: Host) => workload?.nodes.find(({ name }) => name === host.metadata.name);
+	const isControlPlane = (host: Host) => roleKind(host, cluster) === "control-plane";
+	const actions: Action[] = [];
+
+	const newcomers = known.filter(
+		({ host, applied }) => !applied && isConnected(host) && reportOf(host)?.phase !== "Failed",
+	);
+	const waitsFor = (host: Host) =>
+		newcomers.find(({ member }) => (member.role === "control-plane") === isControlPlane(host));
+	let room = cluster.spec.upgradePolicy.maxUnavailableWorkers;
+	let mayLeaveEtcd = true;
+	const leaving = hosts.map((host): LeavingMember => {
+		const name = host.metadata.name;
+		const node = nodeOf(host);
+		const role = roleKind(host, cluster);
+		const isDeadMember = role === "control-plane" && isGone(host) && clusterOf(host) !== undefined && wasJoined(host);
+		const say = (message: string): LeavingMember => ({ host: name, role, message, isDeadMember });
+		if (clusterOf(host) === undefined) {
+			if (role === "control-plane") mayLeaveEtcd = false;
+			else room -= 1;
+			return say(cleaningMessage(host));
+		}
+		const remove = (message: string) => {
+			actions.push({ type: "removeRole", host: name });
+			return say(message);
+		};
+		if (!wasJoined(host)) return remove("It had not joined yet.");
+		if (isGone(host)) {
+			if (role === "worker") return remove("Not connected: it cleans itself when it is back.");
+			if (isRemovedFromEtcd(known, name)) return remove("Taken out of etcd; it cleans itself when it is back.");
+			return say("Not connected: another control plane takes it out of etcd.");
+		}
+		const newcomer = waitsFor(host);
+		if (newcomer !== undefined) return say(`Waits until ${newcomer.member.host} has joined.`);
+		if (isHeld && node?.drainStarted === undefined) return say("Waits until the host that is under way is done.");
+		if (role === "control-plane") {
+			const why = mayLeaveEtcd
+				? unsafeToLeave(observed, known, hosts.filter(isControlPlane), host)
+				: "another one leaves";
+			mayLeaveEtcd = false;
+			if (why !== undefined) return say(`Waits: ${why}.`);
+		} else if (room-- <= 0) return say("Waits for its turn.");
+		const drain = drainAction(observed, name, node);
+		if (drain === undefined) return remove(drainMessage(observed, node));
+		actions.push(drain);
+		return say(drainMessage(observed, node));
+	});
+
+	// The Node goes when its host has been cleaned: until then the kubelet would make it anew.
+	for (const node of workload?.nodes ?? []) {
+		const isLeft = leaving.some(({ host }) => host === node.name);
+		if (!names.has(node.name) && !isLeft) actions.push({ type: "deleteNode", host: node.name });
+	}
+	return { actions, leaving };
+}
+
+/** Why taking a control plane out now could stop etcd; `undefined` when it keeps its majority. */
+function unsafeToLeave(
+	{ workload }: Observed,
+	known: readonly Known[],
+	leaving: readonly Host[],
+	host: Host,
+): string | undefined {
+	if (workload === undefined) return "the API server can't be asked whether etcd is well";
+	const staying = known.filter(({ member, begun }) => member.role === "control-plane" && begun);
+	const sick = staying.find(({ healthy }) => !healthy);
+	if (sick !== undefined) return `control plane ${sick.member.host} is not well`;
+	if (staying.length === 0) return "no other control plane is there";
+	const others = leaving.filter((other) => other !== host && clusterOf(other) !== undefined);
+	const well = others.filter(({ metadata }) => workload.apiServers.get(metadata.name)?.ready).length + staying.length;
+	const members = others.length + staying.length;
+	return well >= quorum(members) ? undefined : `of ${members} etcd members only ${well} would be well`;
+}
+
+/** Whether kubeadm has begun on the host: one that only prepared has no node. */
+const wasJoined = (host: Host): boolean =>
+	host.status?.roles?.some(({ name, outputs }) => name === "kubernetes" && outputs?.nodeName !== undefined) === true ||
+	isControlPlaneUp(host) ||
+	host.spec.roles.some(({ name, parameters }) => name === "kubernetes" && parameters.prepare !== true);
+
+/** How the cleaning of a host is doing whose role was taken away. */
+export function cleaningMessage(host: Host): string {
+	const report = reportOf(host);
+	if (!isConnected(host)) return "Not connected: it cleans itself when it is back.";
+	if (isUpToDate(host) && report?.phase === "Failed") return `Cleaning failed: ${report.message ?? report.step ?? ""}`;
+	return `Cleaning: ${report?.step ?? "waiting for the host"}.`;
+}

@@ -1,0 +1,146 @@
+import { describe, expect, it } from "vitest";
+import { roleOf } from "./members.ts";
+import { host, Site } from "./site.fixture.ts";
+
+const oneAndOne = {
+	version: "v1.36.3",
+	controlPlane: { hosts: ["h1"] },
+	workers: [{ name: "w", hosts: ["h4"] }],
+};
+const made = (controlPlanes: string[], more: string[] = []) =>
+	new Site({ ...oneAndOne, controlPlane: { hosts: controlPlanes } }, [...controlPlanes, "h4", ...more]).settle();
+
+/** Steps until Ready, and holds on the way that etcd never loses its majority. */
+function settleWell(site: Site): Site {
+	for (let i = 0; i < 200; i++) {
+		site.step();
+		expect(site.etcdHasQuorum, `look ${i}: ${site.etcdWell} of ${site.etcd.size}`).toBe(true);
+		if (site.last?.status.phase === "Ready" && site.last.actions.length === 0) return site;
+	}
+	expect(site.message).toBe("Ready");
+	return site;
+}
+
+describe("control planes up and down", () => {
+	it("one becomes three, one after the other, and one again", () => {
+		const site = made(["h1"], ["h2", "h3"]);
+		settleWell(site.edit({ controlPlane: { hosts: ["h1", "h2", "h3"] } }));
+		expect([...site.etcd]).toEqual(["h1", "h2", "h3"]);
+		expect(roleOf(site.host("h4"))?.parameters.controlPlaneAddresses).toEqual(["10.0.0.1", "10.0.0.3", "10.0.0.4"]);
+
+		site.history.length = 0;
+		settleWell(site.edit({ controlPlane: { hosts: ["h1"] } }));
+		expect([...site.etcd]).toEqual(["h1"]);
+		expect(
+			site.history.filter((entry) => /^(removeRole|deleteNode)/.test(entry)).filter((e, i, a) => a.indexOf(e) === i),
+		).toEqual(["removeRole h2", "deleteNode h2", "removeRole h3", "deleteNode h3"]);
+		expect(roleOf(site.host("h4"))?.parameters.controlPlaneAddresses).toEqual(["10.0.0.1"]);
+	});
+
+	it("publishes the certificates again for one that comes after they expired", () => {
+		const site = made(["h1"], ["h2", "h3"]);
+		site.certificates = false;
+		settleWell(site.edit({ controlPlane: { hosts: ["h1", "h2", "h3"] } }));
+		expect(roleOf(site.host("h1"))?.parameters.publishCertificates).toMatch(/^2026-/);
+		expect(site.firsts.indexOf("applyRole h2@v1.36.3")).toBeGreaterThan(0);
+	});
+
+	it.each([
+		["one of three", ["h1", "h2", "h3"], ["h1", "h2", "h5"], "h3"],
+		["the one that made the cluster", ["h1", "h2", "h3"], ["h2", "h3", "h5"], "h1"],
+		["the only one", ["h1"], ["h5"], "h1"],
+	])("replaces %s in one edit: the new one joins before the old one leaves", (_name, before, after, old) => {
+		const site = made(before, ["h5"]);
+		site.history.length = 0;
+		settleWell(site.edit({ controlPlane: { hosts: after } }));
+		expect([...site.etcd].sort()).toEqual(after.toSorted());
+		const order = site.firsts;
+		expect(order.indexOf("applyRole h5@v1.36.3")).toBeLessThan(order.indexOf(`removeRole ${old}`));
+		expect(site.nodes.has(old)).toBe(false);
+	});
+
+	it("takes a dead one out of etcd before its successor joins", () => {
+		const site = made(["h1", "h2", "h3"], ["h5"]);
+		site.powerOff("h3");
+		site.edit({ controlPlane: { hosts: ["h1", "h2", "h5"] } });
+		site.now += 61_000;
+		site.history.length = 0;
+		settleWell(site);
+		expect([...site.etcd].sort()).toEqual(["h1", "h2", "h5"]);
+		expect(site.firsts.indexOf("removeRole h3")).toBeLessThan(site.firsts.indexOf("applyRole h5@v1.36.3"));
+		expect(site.hosts.some((each) => roleOf(each)?.parameters.formerControlPlanes !== undefined)).toBe(false);
+		expect(site.cluster.status?.members?.map(({ host: name }) => name)).not.toContain("h3");
+	});
+
+	it("does not let one go while another is not well, and says so", () => {
+		const site = made(["h1", "h2", "h3"]);
+		site.powerOff("h2");
+		site.edit({ controlPlane: { hosts: ["h2"] } });
+		site.run(30);
+		expect([...site.etcd]).toEqual(["h1", "h2", "h3"]);
+		expect(site.cluster.status?.members?.find(({ host: name }) => name === "h1")?.message).toMatch(/h2 is not well/);
+	});
+});
+
+describe("workers", () => {
+	it("are replaced in one edit: the new one joins first", () => {
+		const site = made(["h1"], ["h5"]);
+		site.history.length = 0;
+		settleWell(site.edit({ workers: [{ name: "w", hosts: ["h5"] }] }));
+		expect(site.firsts.indexOf("applyRole h5@v1.36.3")).toBeLessThan(site.firsts.indexOf("drain h4"));
+		expect([...site.nodes.keys()].sort()).toEqual(["h1", "h5"]);
+	});
+
+	it("say which budget holds a drain up, since when, and what happens at the deadline", () => {
+		const site = made(["h1"], ["h5"]);
+		site.edit({ workers: [{ name: "w", hosts: ["h5"] }] });
+		site.held.add("h4");
+		site.run(20);
+		const message = () => site.cluster.status?.members?.find(({ host: name }) => name === "h4")?.message;
+		expect(message()).toMatch(
+			/^Draining since \d\d:\d\d:\d\dZ: 2 pods left; PodDisruptionBudget shop\/never \(pod web-1\) allows no eviction. At \d\d:\d\d:\d\dZ the pods are deleted all the same.$/,
+		);
+		settleWell(site);
+		expect(site.nodes.has("h4")).toBe(false);
+	});
+
+	it("take pods again when a person changes their mind", () => {
+		const site = made(["h1"], ["h5"]);
+		site.held.add("h4");
+		site.edit({ workers: [{ name: "w", hosts: ["h5"] }] });
+		site.run(20);
+		expect(site.nodes.get("h4")?.unschedulable).toBe(true);
+		settleWell(site.edit({ workers: [{ name: "w", hosts: ["h4", "h5"] }] }));
+		expect(site.nodes.get("h4")?.unschedulable).toBe(false);
+	});
+
+	it("that are dead go without a drain, and nothing waits for them", () => {
+		const site = made(["h1"]);
+		site.powerOff("h4");
+		site.now += 61_000;
+		settleWell(site.edit({ workers: [] }));
+		expect(site.cluster.status).toMatchObject({ phase: "Ready", ready: "1/1" });
+		expect(site.nodes.has("h4")).toBe(false);
+	});
+
+	it("bear the labels and taints of their pool, also when those change", () => {
+		const taint = { key: "gpu", value: "yes", effect: "NoSchedule" as const };
+		const site = made(["h1"]);
+		settleWell(site.edit({ workers: [{ name: "w", hosts: ["h4"], labels: { tier: "gold" }, taints: [taint] }] }));
+		expect(site.nodes.get("h4")).toMatchObject({ labels: { tier: "gold" }, taints: [taint] });
+		settleWell(site.edit({ workers: [{ name: "w", hosts: ["h4"] }] }));
+		expect(site.nodes.get("h4")).toMatchObject({ labels: {}, taints: [] });
+	});
+});
+
+describe("a host that joins", () => {
+	it("takes the version of the control planes, not one that is still to be rolled out", () => {
+		const site = made(["h1"]);
+		site.removedApis = ["apps/v1beta1/deployments"];
+		site.hosts.push(host("h5", 7));
+		site.edit({ version: "v1.35.4", workers: [{ name: "w", hosts: ["h4", "h5"] }] });
+		site.settle();
+		expect(site.versionsOf()).toEqual({ h1: "v1.36.3", h4: "v1.36.3", h5: "v1.36.3" });
+		expect(site.reason).toBe("UpgradeBlocked");
+	});
+});

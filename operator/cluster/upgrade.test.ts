@@ -1,0 +1,262 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { Site } from "./site.fixture.ts";
+import { compareVersions, order, RETRY } from "./upgrade.ts";
+
+const OLD = "v1.35.4";
+const NEW = "v1.36.3";
+const spec = (controlPlanes: string[], workers: string[], more = {}) => ({
+	version: OLD,
+	controlPlane: { hosts: controlPlanes },
+	workers: [{ name: "w", hosts: workers }],
+	...more,
+});
+const made = (controlPlanes: string[], workers: string[], more = {}) =>
+	new Site(spec(controlPlanes, workers, more), [...controlPlanes, ...workers]).settle();
+const threeAndTwo = () => made(["h1", "h2", "h3"], ["w1", "w2"]);
+/** In which order hosts were asked for a version. */
+const asked = (site: Site, version: string) =>
+	site.firsts
+		.filter((entry) => entry.startsWith("applyRole") && entry.endsWith(version))
+		.map((entry) => entry.slice(10, 12));
+const all = (site: Site) => [...new Set(Object.values(site.versionsOf()))];
+const isKubeletNewer = (site: Site): boolean => {
+	const nodes = [...site.nodes.values()];
+	const oldest = nodes
+		.filter(({ name }) => name.startsWith("h"))
+		.map(({ version = "" }) => version)
+		.sort(compareVersions)[0];
+	return nodes.some(({ name, version = "" }) => name.startsWith("w") && compareVersions(version, oldest ?? "") > 0);
+};
+
+describe("another version", () => {
+	it("goes to the control planes one by one, then to the workers, each drained before and back in use after", () => {
+		const site = threeAndTwo();
+		site.history.length = 0;
+		site.edit({ version: NEW }).settle();
+		expect(all(site)).toEqual([NEW]);
+		expect(site.firsts).toEqual(
+			["h1", "h2", "h3", "w1", "w2"].flatMap((name) => [
+				`drain ${name}`,
+				`applyRole ${name}@${NEW}`,
+				`uncordon ${name}`,
+			]),
+		);
+		expect(site.cluster.status).toMatchObject({ phase: "Ready", version: NEW, upgrade: { from: OLD, to: NEW } });
+		expect(site.cluster.status?.upgrade?.finished).toBeDefined();
+		expect([...site.nodes.values()].some(({ unschedulable }) => unschedulable)).toBe(false);
+	});
+
+	it("takes workers together within the budget", () => {
+		const site = made(["h1"], ["w1", "w2", "w3"], { upgradePolicy: { maxUnavailableWorkers: 2 } });
+		site.edit({ version: NEW });
+		let most = 0;
+		for (let i = 0; i < 100; i++) {
+			site.step();
+			most = Math.max(
+				most,
+				[...site.nodes.values()].filter(({ name, unschedulable }) => name.startsWith("w") && unschedulable).length,
+			);
+		}
+		expect(most).toBe(2);
+		expect(all(site)).toEqual([NEW]);
+	});
+
+	it("goes to the workers first on the way down: a kubelet is never newer than its API server", () => {
+		const site = made(["h1", "h2", "h3"], ["w1", "w2"], { version: NEW });
+		site.history.length = 0;
+		site.edit({ version: OLD }).settle();
+		expect(asked(site, OLD)).toEqual(["w1", "w2", "h1", "h2", "h3"]);
+	});
+
+	it("says step, host, how long it usually takes and what is next", () => {
+		const site = threeAndTwo().edit({ version: NEW }).run(1);
+		expect(site.cluster.status?.progress).toMatchObject({
+			step: "Draining",
+			host: "h1",
+			usual: "90s",
+			next: "h2 (control-plane)",
+		});
+		site.run(3);
+		expect(site.cluster.status?.progress).toMatchObject({ step: `Changing to ${NEW}`, host: "h1" });
+		expect(site.cluster.status?.phase).toBe("Updating");
+		site.run(12);
+		// From then on as long as it took here.
+		expect(site.cluster.status?.progress?.usual).not.toBe("90s");
+	});
+
+	it.each([0, 3, 6, 9, 14, 20, 26, 32, 38])(
+		"set back after %i looks ends with a working cluster on the old one",
+		(looks) => {
+			const site = threeAndTwo().edit({ version: NEW }).run(looks);
+			site.edit({ version: OLD }).settle();
+			expect(all(site)).toEqual([OLD]);
+			expect(site.cluster.status).toMatchObject({ phase: "Ready", ready: "5/5", version: OLD });
+		},
+	);
+});
+
+describe("a host that fails", () => {
+	it.each([
+		["h2", [NEW, OLD, OLD, OLD, OLD]],
+		["w1", [NEW, NEW, NEW, OLD, OLD]],
+	])("%s is put back, no other is taken, and the reason is said", (name, versions) => {
+		const site = threeAndTwo();
+		site.broken.add(`${name}@${NEW}`);
+		site.edit({ version: NEW }).settle();
+		expect(Object.values(site.versionsOf())).toEqual(versions);
+		expect(site.reason).toBe("UpgradeStopped");
+		expect(site.message).toContain(
+			`${name} failed to become ${NEW} and was put back to ${OLD}: node: StepFailed: it does not come up.`,
+		);
+		expect(site.message).toContain(`gp cluster upgrade demo ${NEW}`);
+		expect(site.cluster.status).toMatchObject({ phase: "Degraded", ready: "5/5" });
+		expect(site.last?.actions).toEqual([]);
+		expect(site.run(50).history.at(-1)).toBe(`uncordon ${name}`);
+	});
+
+	it("is tried again when a person says so, and the roll goes on", () => {
+		const site = threeAndTwo();
+		site.broken.add(`h2@${NEW}`);
+		site.edit({ version: NEW }).settle();
+		site.broken.clear();
+		site.cluster.metadata.annotations = { [RETRY]: new Date(site.now).toISOString() };
+		site.settle();
+		expect(all(site)).toEqual([NEW]);
+		expect(site.cluster.status?.upgrade?.stopped).toBeUndefined();
+	});
+
+	it("and a version set back afterwards give the old one everywhere", () => {
+		const site = threeAndTwo();
+		site.broken.add(`h3@${NEW}`);
+		site.edit({ version: NEW }).settle();
+		site.edit({ version: OLD }).settle();
+		expect(all(site)).toEqual([OLD]);
+		expect(site.reason).toBe("AllNodesReady");
+	});
+
+	it("within the tunnel's patience is not put back", () => {
+		const site = threeAndTwo();
+		site.broken.add(`h1@${NEW}`);
+		site.edit({ version: NEW }).run(8);
+		site.broken.clear();
+		site.settle();
+		expect(all(site)).toEqual([NEW]);
+	});
+
+	it("whose power goes in the middle goes on when it is back", () => {
+		const site = threeAndTwo().edit({ version: NEW }).run(5);
+		site.powerOff("h1");
+		site.run(60);
+		expect(site.etcdHasQuorum).toBe(true);
+		site.powerOn("h1");
+		site.settle();
+		expect(all(site)).toEqual([NEW]);
+	});
+
+	it("alone in its cluster is put back although nobody can be asked", () => {
+		const site = made(["h1"], []);
+		site.broken.add(`h1@${NEW}`);
+		site.edit({ version: NEW }).settle();
+		expect(site.versionsOf()).toEqual({ h1: OLD });
+		expect(site.reason).toBe("UpgradeStopped");
+	});
+});
+
+describe("preflight", () => {
+	it.each<[string, (site: Site) => void, RegExp]>([
+		["a version that is not offered", (site) => site.versions.pop(), /not offered here. Offered: v1.35.4/],
+		["a host that is not well", (site) => site.powerOff("w1"), /w1 is not well: mend it first/],
+		[
+			"an API that clients use and the version removes",
+			(site) => site.removedApis.push("batch/v1beta1/cronjobs"),
+			/cronjobs.*--force/,
+		],
+		[
+			"too little room on a disk",
+			(site) => {
+				const { facts } = site.host("h2").status ?? {};
+				Object.assign(facts as object, { filesystems: [{ path: "/", sizeBytes: 1e10, availableBytes: 1e9 }] });
+			},
+			/h2 has 0 GiB left on \/: a version needs 3 GiB/,
+		],
+	])("%s keeps it from beginning", (_name, spoil, message) => {
+		const site = threeAndTwo();
+		site.history.length = 0;
+		spoil(site);
+		site.edit({ version: NEW }).settle(10);
+		expect(site.history).toEqual([]);
+		expect(site.reason).toBe("UpgradeBlocked");
+		expect(site.message).toMatch(message);
+	});
+
+	it("goes by once what stood in the way is gone", () => {
+		const site = threeAndTwo();
+		site.removedApis = ["batch/v1beta1/cronjobs"];
+		site.edit({ version: NEW }).settle(10);
+		site.removedApis = [];
+		expect(all(site.settle())).toEqual([NEW]);
+	});
+});
+
+it.each([
+	[NEW, ["h1", "h2", "w1", "w2"]],
+	["v1.34.9", ["w1", "w2", "h1", "h2"]],
+])("order of hosts on the way to %s", (target, names) => {
+	const hosts = ["w1", "h1", "w2", "h2"].map((host) => ({
+		member: { host, role: host.startsWith("h") ? "control-plane" : "worker" },
+		asked: OLD,
+	}));
+	expect(order(hosts, target).map(({ member }) => member.host)).toEqual(names);
+});
+
+/** What people, power and programs do at any moment. */
+const deed = fc.oneof(
+	fc.record({ kind: fc.constant("version" as const), version: fc.constantFrom(OLD, NEW) }),
+	fc.record({
+		kind: fc.constant("break" as const),
+		host: fc.constantFrom("h1", "h2", "w1", "w2"),
+		version: fc.constantFrom(OLD, NEW),
+	}),
+	fc.record({ kind: fc.constant("mend" as const) }),
+	fc.record({
+		kind: fc.constant("hosts" as const),
+		hosts: fc.constantFrom(["h1", "h2", "h3"], ["h1"], ["h2", "h3", "h4"], ["h4"]),
+	}),
+	fc.record({ kind: fc.constant("workers" as const), hosts: fc.constantFrom(["w1"], ["w1", "w2"], ["w2"], []) }),
+	fc.record({ kind: fc.constant("forget" as const) }),
+);
+
+it("from every state that edits, failures and a lost status lead to, it reaches Ready or a named stop, and never breaks quorum or skew", () => {
+	fc.assert(
+		fc.property(fc.array(fc.tuple(deed, fc.integer({ min: 0, max: 30 })), { maxLength: 6 }), (deeds) => {
+			const site = new Site(spec(["h1", "h2", "h3"], ["w1", "w2"]), ["h1", "h2", "h3", "h4", "w1", "w2"]).settle();
+			const look = () => {
+				site.step();
+				expect(site.etcdHasQuorum || site.etcd.size <= 1, `etcd: ${site.etcdWell} of ${site.etcd.size}`).toBe(true);
+				expect(isKubeletNewer(site)).toBe(false);
+			};
+			for (const [what, looks] of deeds) {
+				if (what.kind === "version") site.edit({ version: what.version });
+				if (what.kind === "break") site.broken.add(`${what.host}@${what.version}`);
+				if (what.kind === "mend") site.broken.clear();
+				if (what.kind === "hosts") site.edit({ controlPlane: { hosts: what.hosts } });
+				if (what.kind === "workers") site.edit({ workers: [{ name: "w", hosts: what.hosts }] });
+				if (what.kind === "forget")
+					site.cluster = { ...site.cluster, status: { ...site.cluster.status, upgrade: undefined } };
+				for (let i = 0; i < looks; i++) look();
+			}
+			for (let i = 0; i < 300; i++) look();
+			const { phase } = site.last?.status ?? {};
+			if (phase === "Ready") expect(all(site)).toEqual([site.cluster.spec.version]);
+			else expect(site.reason).toMatch(/^(UpgradeStopped|UpgradeBlocked|HostFailed)$/);
+			// What is broken no more ends well, whatever came before; a stop needs a person's word.
+			site.broken.clear();
+			site.cluster.metadata.annotations = { [RETRY]: new Date(site.now).toISOString() };
+			for (let i = 0; i < 300; i++) look();
+			expect(site.last?.status.phase).toBe("Ready");
+			expect(all(site)).toEqual([site.cluster.spec.version]);
+		}),
+		{ numRuns: 25 },
+	);
+}, 60_000);
