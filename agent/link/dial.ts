@@ -104,6 +104,8 @@ export async function dialTls(
 		// Judged below, where the certificate that doesn't do can be named. Nothing is sent before that.
 		rejectUnauthorized: false,
 	});
+	// Node tells of a TLS record that makes no sense, and keeps the socket open for ever.
+	socket.on("error", () => socket.destroy());
 	try {
 		await within<void>(phaseMs, signal, `TLS handshake with ${address}`, (resolve, reject) => {
 			socket.once("secureConnect", resolve);

@@ -1,0 +1,259 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { request as httpsRequest } from "node:https";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Duplex } from "node:stream";
+import { text } from "node:stream/consumers";
+import { connect as connectTls, createServer as createTlsServer, type TLSSocket } from "node:tls";
+import type { NatsConnection } from "@nats-io/nats-core";
+import { connect as connectNats } from "@nats-io/transport-node";
+import { expect, vi } from "vitest";
+import type { DialTarget } from "../../agent/link/dial.ts";
+import { Link, type LinkOptions } from "../../agent/link/link.ts";
+import { createLog } from "../../agent/log.ts";
+import type { IncomingStream } from "../../protocol/mux.ts";
+import { createLog as createServiceLog } from "../../services/kit/log.ts";
+import { startService } from "../../services/kit/service.ts";
+import { tunnelService } from "../../services/tunnel/service.ts";
+import { type RegionCertificates, regionCertificates } from "../support/certificates.ts";
+import { startNats, type TestNats } from "../support/nats.ts";
+import { freePort } from "../support/postgres.ts";
+
+export const SERVER_NAME = "tunnel.test.example.com";
+export const quiet = createLog({ write: process.env.DEBUG ? (line) => void process.stderr.write(line) : () => {} });
+
+export interface TestGateway {
+	name: string;
+	port: number;
+	proxyPort: number;
+	stop(): Promise<void>;
+}
+
+export interface TestLink {
+	link: Link;
+	/** Waits until the link is up, with a session other than `than` if one is given. */
+	up(than?: unknown): Promise<void>;
+	/** Waits until the link is down or has failed with this code. */
+	failed(code: string): Promise<NonNullable<Link["state"]["lastError"]>>;
+	stop(): Promise<void>;
+}
+
+export type TestLinkOptions = Omit<Partial<LinkOptions>, "target"> & {
+	host?: string;
+	target?: Partial<DialTarget>;
+	services?: Record<string, (stream: Duplex) => void>;
+};
+
+/** What the tests of the link stand on: a bus, a region's certificates, real gateways, links as `gp-agent run` makes them. */
+export class LinkFixture {
+	readonly directory = mkdtempSync(join(tmpdir(), "gp-link-"));
+	certificates!: RegionCertificates;
+	/** What the hosts service says of a host; admitted without. */
+	readonly verdicts = new Map<string, object>();
+	readonly #cleanups: (() => Promise<unknown> | unknown)[] = [];
+	#nats!: TestNats;
+	#bus!: NatsConnection;
+
+	async start(): Promise<void> {
+		this.certificates = await regionCertificates(this.directory);
+		this.#nats = await startNats();
+		writeFileSync(join(this.directory, "password"), "x");
+		this.#bus = await connectNats({ servers: this.#nats.url.replace("nats://", "") });
+		this.#bus.subscribe("hosts.admit", {
+			callback: (_error, message) => {
+				const { host } = message.json<{ host: string }>();
+				message.respond(JSON.stringify(this.verdicts.get(host) ?? { admitted: true }));
+			},
+		});
+	}
+
+	/** Ends what the last test began. */
+	async clean(): Promise<void> {
+		for (const cleanup of this.#cleanups.splice(0).reverse()) await cleanup();
+		this.verdicts.clear();
+	}
+
+	async stop(): Promise<void> {
+		await this.#bus.close();
+		await this.#nats.close();
+		rmSync(this.directory, { recursive: true, force: true });
+	}
+
+	atEnd(cleanup: () => Promise<unknown> | unknown): void {
+		this.#cleanups.push(cleanup);
+	}
+
+	async gateway({ name = "tunnel-0", port = 0 } = {}): Promise<TestGateway> {
+		const ports = { port: port || (await freePort()), proxyPort: await freePort() };
+		const caFile = join(this.directory, "hosts-ca.crt");
+		writeFileSync(caFile, `${this.certificates.hostsCa.cert}\n${this.certificates.caPem}`);
+		const stop = new AbortController();
+		const service = await startService(tunnelService, {
+			env: {
+				REGION: "test",
+				DOMAIN: "test.example.com",
+				TLS_DIR: await this.certificates.service("tunnel", [SERVER_NAME]),
+				PORT: String(ports.port),
+				PROXY_PORT: String(ports.proxyPort),
+				EDGE_PORT: String(await freePort()),
+				HEALTH_PORT: "0",
+				NATS_URL: this.#nats.url,
+				NATS_USER: "tunnel",
+				NATS_PASSWORD_FILE: join(this.directory, "password"),
+				HOSTS_CA_FILE: caFile,
+				POD_NAME: name,
+				ARTIFACTS_URL: "https://localhost:9",
+			},
+			signal: stop.signal,
+			lameDuckMs: 0,
+			log: createServiceLog("tunnel", process.env.DEBUG ? "debug" : "silent"),
+		});
+		let stopped: Promise<void> | undefined;
+		const end = () => {
+			stop.abort();
+			stopped ??= service.stopped.then(() => {});
+			return stopped;
+		};
+		this.atEnd(end);
+		return { name, ...ports, stop: end };
+	}
+
+	async target(port: number, host = "host-1"): Promise<DialTarget> {
+		const { cert, key } = await this.certificates.host(host);
+		return {
+			address: `127.0.0.1:${port}`,
+			serverName: SERVER_NAME,
+			ca: this.certificates.caPem,
+			certificate: cert,
+			key,
+		};
+	}
+
+	async link(port: number, options: TestLinkOptions = {}): Promise<TestLink> {
+		const { host = "host-1", services = {}, target: change, ...rest } = options;
+		const target = { ...(await this.target(port, host)), ...change };
+		const link = new Link({
+			hostName: host,
+			bootId: "boot",
+			log: quiet,
+			onStream: (incoming: IncomingStream) => {
+				const serve = services[incoming.service];
+				if (serve) serve(incoming.accept());
+				else incoming.refuse("ServiceNotAllowed", `no ${incoming.service} here`);
+			},
+			...rest,
+			target: () => target,
+		});
+		const stop = new AbortController();
+		const running = link.run(stop.signal);
+		const end = async () => {
+			stop.abort();
+			await running;
+		};
+		this.atEnd(end);
+		return {
+			link,
+			stop: end,
+			up: (than) =>
+				vi.waitFor(
+					() => {
+						expect(link.session, link.state.lastError?.detail).toBeDefined();
+						expect(link.session === than).toBe(false);
+					},
+					{ timeout: 30_000, interval: 10 },
+				),
+			failed: async (code) => {
+				await vi.waitFor(() => expect(link.state.lastError?.code).toBe(code), { timeout: 20_000, interval: 10 });
+				return link.state.lastError as NonNullable<Link["state"]["lastError"]>;
+			},
+		};
+	}
+
+	/** Says something to a service of a host through a gateway, as `clusters` does, and gives the answer. */
+	async ask(gateway: TestGateway, target: string, said: string): Promise<string> {
+		const { cert, key, ca } = await this.certificates.issueService("clusters");
+		const socket = await new Promise<Duplex>((resolve, reject) => {
+			httpsRequest({
+				host: "127.0.0.1",
+				port: gateway.proxyPort,
+				method: "CONNECT",
+				path: target,
+				cert,
+				key,
+				ca,
+				agent: false,
+				servername: "tunnel",
+			})
+				.once("connect", (_response, raw, head) => {
+					if (head.length > 0) raw.unshift(head);
+					resolve(raw);
+				})
+				.once("error", reject)
+				.end();
+		});
+		socket.end(said);
+		return text(socket);
+	}
+
+	/** A proxy that opens up TLS: it has a certificate of its own CA for the gateway's name, and sees and may change all that passes. */
+	async inspectingProxy(
+		gatewayPort: () => number,
+		{
+			onClientBytes = (bytes: Buffer) => bytes,
+		}: { onClientBytes?: (bytes: Buffer, connection: number) => Buffer } = {},
+	): Promise<{ port: number; caPem: string; name: string }> {
+		const own = await regionCertificates(join(this.directory, "proxy"), "inspection");
+		const { cert, key } = await own.issueService("proxy", [SERVER_NAME]);
+		let connections = 0;
+		const server = createTlsServer({ cert, key }, (client) => {
+			const number = connections++;
+			const onward = connectTls({
+				port: gatewayPort(),
+				host: "127.0.0.1",
+				servername: SERVER_NAME,
+				ca: this.certificates.caPem,
+			});
+			client.on("data", (bytes: Buffer) => onward.write(onClientBytes(bytes, number)));
+			onward.pipe(client);
+			for (const [one, other] of [
+				[client, onward],
+				[onward, client],
+			] as const) {
+				one.on("error", () => other.destroy());
+				one.on("close", () => other.destroy());
+			}
+		});
+		server.listen(0, "127.0.0.1");
+		await new Promise((resolve) => server.once("listening", resolve));
+		this.atEnd(() => server.close());
+		return { port: (server.address() as AddressInfo).port, caPem: own.caPem, name: "CN=region-inspection-ca" };
+	}
+
+	/** A server with a certificate of the region's, which is to be believed, and does what the test wants. */
+	async impostor(serve: (socket: TLSSocket) => void): Promise<number> {
+		const { cert, key } = await this.certificates.issueService("tunnel", [SERVER_NAME]);
+		const sockets = new Set<TLSSocket>();
+		const server = createTlsServer({ cert, key }, (socket) => {
+			socket.on("error", () => {});
+			sockets.add(socket);
+			serve(socket);
+		});
+		server.listen(0, "127.0.0.1");
+		await new Promise((resolve) => server.once("listening", resolve));
+		this.atEnd(() => {
+			for (const socket of sockets) socket.destroy();
+			server.close();
+		});
+		return (server.address() as AddressInfo).port;
+	}
+}
+
+/** Answers on a stream once the other end has said all. */
+export function answerAtTheEnd(stream: Duplex): void {
+	let said = "";
+	stream.on("data", (bytes: Buffer) => {
+		said += bytes;
+	});
+	stream.on("end", () => stream.end(`you said ${said}`));
+}
