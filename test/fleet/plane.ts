@@ -1,0 +1,371 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { generateKeyPairSync } from "node:crypto";
+import { createWriteStream, readdirSync, readFileSync } from "node:fs";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:https";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { SignJWT } from "jose";
+import pino from "pino";
+import type { Host } from "../../crds/host.ts";
+import { bundleJavaScript, ROOT } from "../../hack/builder/javascript.ts";
+import type { KubeClient } from "../../operator/kube/client.ts";
+import { Reflector } from "../../operator/kube/reflector.ts";
+import { clusters, hosts, namespaces, secrets } from "../../operator/kube/resources.ts";
+import { createInternalClient } from "../../services/kit/internal.ts";
+import { TlsFiles } from "../../services/kit/tls.ts";
+import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
+import { regionCertificates } from "../support/certificates.ts";
+import { startNats, type TestNats } from "../support/nats.ts";
+import { dyingWithParent, freePort, startPostgres, type TestPostgres } from "../support/postgres.ts";
+
+export const REGION = "fleet";
+export const NAMESPACE = `region-${REGION}`;
+const DOMAIN = "fleet.example.com";
+
+/** Programs of the plane that run as processes of their own, as in their containers. */
+export type Program = "tunnel" | "hosts" | "operator";
+export const programs: readonly Program[] = ["tunnel", "hosts", "operator"];
+
+/** What a process has used so far. */
+export interface Usage {
+	readonly cpuSeconds: number;
+	readonly rssMiB: number;
+}
+
+/** What a simulated host is told by its package. */
+export interface RegionAddress {
+	readonly region: string;
+	readonly enrollAddress: string;
+	readonly tunnelAddress: string;
+	readonly tunnelServerName: string;
+	readonly caBundle: string;
+}
+
+/** A region's plane with everything real that it stands on. */
+export interface Plane {
+	readonly kube: KubeClient;
+	readonly apiserver: TestApiServer;
+	readonly postgres: TestPostgres;
+	readonly nats: TestNats;
+	readonly databaseUrl: string;
+	readonly address: RegionAddress;
+	/** Where logs are. */
+	readonly directory: string;
+	/** A join token for so many hosts. */
+	joinToken(uses: number): Promise<string>;
+	/** Starts programs again that were killed; resolves when they are ready. */
+	start(names?: readonly Program[]): Promise<void>;
+	/** Ends programs as a power cut would (SIGKILL). */
+	kill(names?: readonly Program[]): Promise<void>;
+	/** Stops (SIGSTOP) or resumes (SIGCONT) a program. */
+	signal(name: Program, signal: "SIGSTOP" | "SIGCONT"): void;
+	/** CPU and memory of every part, children included, by name: programs, postgres, nats-server, kube-apiserver, etcd. */
+	usage(): Map<string, Usage>;
+	/** Changes of Host and Cluster objects that the API server has stored so far: what costs etcd a write. */
+	writes(): Promise<number>;
+	/** A metric of a program, summed over its labels; `where` is text that the line must contain. */
+	metric(name: Program, metric: string, where?: string): Promise<number>;
+	/** Hosts by phase, from a watch. */
+	phases(): Partial<Record<string, number>>;
+	/** Clusters of these names by phase, from a watch. */
+	clusterPhases(names: readonly string[]): Partial<Record<string, number>>;
+	/** Last lines of a program's log. */
+	log(name: Program): string;
+	close(): Promise<void>;
+}
+
+/**
+ * Starts a region's plane: PostgreSQL, NATS and an API server, and gateway, hosts service and operator as the bundles that
+ * their images hold. `env` goes to all programs.
+ */
+export async function startPlane({ env = {} }: { env?: Readonly<Record<string, string>> } = {}): Promise<Plane> {
+	const directory = await mkdtemp(join(tmpdir(), "gp-fleet-"));
+	const bundles = await bundleJavaScript("fleet", {
+		tunnel: "services/tunnel/main.ts",
+		hosts: "services/hosts/main.ts",
+		operator: "operator/main.ts",
+	});
+	const [postgres, nats, apiserver] = await Promise.all([startPostgres(), startNats(), startApiServer()]);
+	const certificates = await regionCertificates(directory, REGION);
+	const kube = apiserver.client;
+	for (const name of [NAMESPACE, "groundplane-system"]) await kube.create(namespaces, { metadata: { name } });
+
+	const file = async (path: string, content: string) => {
+		await mkdir(join(directory, path, ".."), { recursive: true });
+		await writeFile(join(directory, path), content, { mode: 0o600 });
+		return join(directory, path);
+	};
+	const signing = generateKeyPairSync("ed25519");
+	const publicJwk = { ...signing.publicKey.export({ format: "jwk" }), kid: "k1", alg: "EdDSA" };
+	await file("desired-state-key/private.jwk", JSON.stringify(signing.privateKey.export({ format: "jwk" })));
+	await file("desired-state-key/public.jwks", JSON.stringify({ keys: [publicJwk] }));
+	await file("hosts-ca/tls.crt", certificates.hostsCa.cert);
+	await file("hosts-ca/tls.key", certificates.hostsCa.key);
+	await file("hosts-ca/ca.crt", certificates.caPem);
+	// The operator's identity towards the region, as its region controller mints it.
+	const identity = await certificates.issueService("operator");
+	const base64 = (text: string) => Buffer.from(text).toString("base64");
+	await kube.create(secrets, {
+		metadata: { name: `region-${REGION}-operator-tls`, namespace: "groundplane-system" },
+		data: {
+			"tls.crt": base64(identity.cert),
+			"tls.key": base64(identity.key),
+			"ca.crt": base64(identity.ca),
+		},
+	});
+	// The issuer of access tokens: its published key is all that the hosts service needs of it.
+	const issuerKey = generateKeyPairSync("ec", { namedCurve: "P-256" });
+	const issuer = createServer(await certificates.issueService("auth"), (_request, response) => {
+		const key = { ...issuerKey.publicKey.export({ format: "jwk" }), kid: "a", alg: "ES256", use: "sig" };
+		response.setHeader("content-type", "application/json").end(JSON.stringify({ keys: [key] }));
+	});
+	await new Promise<void>((resolve) => issuer.listen(0, "127.0.0.1", resolve));
+
+	const ports = { tunnel: await freePort(), proxy: await freePort(), edge: await freePort(), hosts: await freePort() };
+	const health = { tunnel: await freePort(), hosts: await freePort(), operator: await freePort() };
+	const databaseUrl = `${await postgres.createDatabase("hosts")}?sslmode=disable`;
+	const tunnelServerName = `tunnel.${DOMAIN}`;
+	const gatewayName = `tunnel.${NAMESPACE}.svc.cluster.local`;
+	const common = {
+		PATH: process.env.PATH ?? "",
+		...(process.env.NODE_EXTRA_CA_CERTS === undefined ? {} : { NODE_EXTRA_CA_CERTS: process.env.NODE_EXTRA_CA_CERTS }),
+		KUBECONFIG: apiserver.kubeconfig,
+		LOG_LEVEL: process.env.LOG_LEVEL ?? "warn",
+		// As the charts have it, but for the size of the heap, which is what is looked for here.
+		NODE_OPTIONS: "--max-semi-space-size=1",
+		UV_THREADPOOL_SIZE: "2",
+		MALLOC_ARENA_MAX: "2",
+		MALLOC_MMAP_THRESHOLD_: "131072",
+		...env,
+	};
+	const service = async (name: "tunnel" | "hosts", names: string[] = []) => ({
+		...common,
+		REGION,
+		DOMAIN,
+		PORT: String(ports[name]),
+		HEALTH_PORT: String(health[name]),
+		TLS_DIR: await certificates.service(name, names),
+		NATS_URL: nats.url,
+		NATS_PASSWORD_FILE: await file("nats-password", "any"),
+	});
+	const environment: Record<Program, Readonly<Record<string, string>>> = {
+		tunnel: {
+			...(await service("tunnel", [tunnelServerName, gatewayName])),
+			NATS_USER: "tunnel",
+			PROXY_PORT: String(ports.proxy),
+			EDGE_PORT: String(ports.edge),
+			HOSTS_CA_FILE: join(directory, "hosts-ca/tls.crt"),
+			POD_NAME: "tunnel-0",
+			ARTIFACTS_URL: "https://127.0.0.1:9",
+		},
+		hosts: {
+			...(await service("hosts")),
+			JWKS_URL: `https://127.0.0.1:${(issuer.address() as AddressInfo).port}/`,
+			DATABASE_URL: databaseUrl,
+			DATABASE_PASSWORD_FILE: await file("database-password", postgres.password),
+			HOSTS_CA_DIR: join(directory, "hosts-ca"),
+			DESIRED_STATE_KEY_DIR: join(directory, "desired-state-key"),
+		},
+		operator: {
+			...common,
+			VERSION: "0.1.0",
+			REGION_CHART: join(ROOT, "charts/region"),
+			RELEASE_JWKS: JSON.stringify({ keys: [publicJwk] }),
+			METRICS_PORT: String(health.operator),
+			LISTEN_ADDRESS: "127.0.0.1",
+			FLEET_PROXY: `127.0.0.1:${ports.proxy}`,
+		},
+	};
+
+	const running = new Map<Program, ChildProcess>();
+	const url = (name: Program, path: string) => `http://127.0.0.1:${health[name]}${path}`;
+
+	function launch(name: Program): ChildProcess {
+		const redirect = name === "operator" ? ["--import", join(ROOT, "test/fleet/redirect.mjs")] : [];
+		const [command, args] = dyingWithParent(process.execPath, [...redirect, join(bundles, `${name}.js`)]);
+		const log = createWriteStream(join(directory, `${name}.log`), { flags: "a" });
+		const child = spawn(command, args, { env: { ...environment[name] }, stdio: ["ignore", "pipe", "pipe"] });
+		child.stdout?.pipe(log, { end: false });
+		child.stderr?.pipe(log, { end: false });
+		running.set(name, child);
+		return child;
+	}
+
+	async function ready(name: Program, child: ChildProcess): Promise<void> {
+		const until = Date.now() + 120_000;
+		for (;;) {
+			if (child.exitCode !== null || child.signalCode !== null) throw new Error(`${name} ended:\n${logOf(name)}`);
+			const answer = await fetch(url(name, "/readyz")).catch(() => undefined);
+			if (answer?.ok) return;
+			if (Date.now() > until) throw new Error(`${name} is not ready after 120 s:\n${logOf(name)}`);
+			await delay(100);
+		}
+	}
+
+	const logOf = (name: Program): string => {
+		try {
+			return readFileSync(join(directory, `${name}.log`), "utf8").slice(-8000);
+		} catch {
+			return "";
+		}
+	};
+
+	async function start(names: readonly Program[] = programs): Promise<void> {
+		await Promise.all(names.filter((name) => !running.has(name)).map((name) => ready(name, launch(name))));
+	}
+
+	async function kill(names: readonly Program[] = programs): Promise<void> {
+		await Promise.all(
+			names.map(async (name) => {
+				const child = running.get(name);
+				running.delete(name);
+				if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+				const ended = new Promise((resolve) => child.once("exit", resolve));
+				child.kill("SIGKILL");
+				await ended;
+			}),
+		);
+	}
+
+	// What people would see, kept by a watch: a list of ten thousand hosts is tens of megabytes.
+	const watching = new AbortController();
+	const watched = {
+		hosts: new Reflector({ client: kube, resource: hosts, namespace: NAMESPACE, log: silent, transform: phaseOnly }),
+		clusters: new Reflector({ client: kube, resource: clusters, namespace: NAMESPACE, log: silent }),
+	};
+	const watches = Object.values(watched).map((reflector) => reflector.run(watching.signal));
+
+	async function close(): Promise<void> {
+		watching.abort();
+		await Promise.allSettled(watches);
+		await kill();
+		issuer.closeAllConnections();
+		issuer.close();
+		await Promise.all([postgres.close(), nats.close(), apiserver.stop()]);
+		if (process.env.GROUNDPLANE_KEEP_LOGS === undefined) await rm(directory, { recursive: true, force: true });
+	}
+
+	try {
+		await start();
+	} catch (error) {
+		await close();
+		throw error;
+	}
+	const anyone = createInternalClient(new TlsFiles(await certificates.service("front")));
+	return {
+		kube,
+		apiserver,
+		postgres,
+		nats,
+		databaseUrl,
+		directory,
+		address: {
+			region: REGION,
+			enrollAddress: `127.0.0.1:${ports.hosts}`,
+			tunnelAddress: `127.0.0.1:${ports.tunnel}`,
+			tunnelServerName,
+			caBundle: certificates.caPem,
+		},
+		async joinToken(uses) {
+			const bearer = await new SignJWT({ name: "fleet", roles: ["operator"] })
+				.setProtectedHeader({ alg: "ES256", typ: "at+jwt", kid: "a" })
+				.setSubject("1")
+				.setIssuer(`https://${DOMAIN}/auth`)
+				.setAudience(`https://${DOMAIN}/api`)
+				.setIssuedAt()
+				.setExpirationTime("5m")
+				.sign(issuerKey.privateKey);
+			const answer = await anyone(`https://127.0.0.1:${ports.hosts}/api/v1/join-tokens`, {
+				method: "POST",
+				headers: { authorization: `Bearer ${bearer}` },
+				json: { uses, lifetime: "24h" },
+			});
+			if (answer.status !== 201) throw new Error(`no join token: ${answer.status} ${answer.text()}`);
+			return ((await answer.json()) as { token: string }).token;
+		},
+		start,
+		kill,
+		signal: (name, signal) => void running.get(name)?.kill(signal),
+		usage: () => usageOf(new Map([...running].map(([name, { pid }]) => [pid ?? 0, name]))),
+		async writes() {
+			const text = await kube.requestText("GET", "/metrics");
+			return sum(
+				text,
+				"apiserver_request_total",
+				(line) =>
+					/resource="(hosts|clusters)"/.test(line) &&
+					/verb="(APPLY|PATCH|POST|PUT|DELETE)"/.test(line) &&
+					/code="2/.test(line),
+			);
+		},
+		async metric(name, metric, where = "") {
+			const answer = await fetch(url(name, "/metrics"));
+			return sum(await answer.text(), metric, (line) => line.includes(where));
+		},
+		phases: () => counts(watched.hosts.list().map(({ status }) => status?.phase)),
+		clusterPhases: (names) => counts(names.map((name) => watched.clusters.get(`${NAMESPACE}/${name}`)?.status?.phase)),
+		log: logOf,
+		close,
+	};
+}
+
+const silent = pino({ level: "silent" });
+
+/** All of a Host that the harness looks at. */
+const phaseOnly = ({ apiVersion, kind, metadata, status }: Host): Host =>
+	({ apiVersion, kind, metadata, ...(status && { status: { phase: status.phase } }) }) as Host;
+
+function counts(values: readonly (string | undefined)[]): Partial<Record<string, number>> {
+	const result: Partial<Record<string, number>> = {};
+	for (const value of values) if (value !== undefined) result[value] = (result[value] ?? 0) + 1;
+	return result;
+}
+
+/** Sum of a metric's samples in Prometheus' text format. */
+function sum(text: string, metric: string, holds: (line: string) => boolean): number {
+	return text
+		.split("\n")
+		.filter((line) => (line.startsWith(`${metric}{`) || line.startsWith(`${metric} `)) && holds(line))
+		.reduce((total, line) => total + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
+}
+
+/** proc(5): user and system time are fields 14 and 15 in ticks of 10 ms, parent 4, resident pages 24. */
+function usageOf(named: ReadonlyMap<number, string>): Map<string, Usage> {
+	const processes = new Map<number, { parent: number; name: string; cpuSeconds: number; rssMiB: number }>();
+	for (const entry of readdirSync("/proc")) {
+		if (!/^\d+$/.test(entry)) continue;
+		try {
+			const stat = readFileSync(`/proc/${entry}/stat`, "utf8");
+			const end = stat.lastIndexOf(")");
+			const fields = stat.slice(end + 2).split(" ");
+			processes.set(Number(entry), {
+				name: stat.slice(stat.indexOf("(") + 1, end),
+				parent: Number(fields[1]),
+				cpuSeconds: (Number(fields[11]) + Number(fields[12])) / 100,
+				rssMiB: (Number(fields[21]) * 4) / 1024,
+			});
+		} catch {
+			// It has ended.
+		}
+	}
+	const usage = new Map<string, Usage>();
+	for (const [pid, own] of processes) {
+		// The child of ours that it descends from.
+		let top = pid;
+		let process_ = own;
+		while (process_.parent !== process.pid && process_.parent > 1) {
+			top = process_.parent;
+			const parent = processes.get(top);
+			if (parent === undefined) break;
+			process_ = parent;
+		}
+		if (process_.parent !== process.pid) continue;
+		const name = named.get(top) ?? process_.name;
+		const before = usage.get(name) ?? { cpuSeconds: 0, rssMiB: 0 };
+		usage.set(name, { cpuSeconds: before.cpuSeconds + own.cpuSeconds, rssMiB: before.rssMiB + own.rssMiB });
+	}
+	return usage;
+}
