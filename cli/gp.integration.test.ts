@@ -188,6 +188,74 @@ test("clusters are made, changed and refused as the file says, and waited for", 
 	expect(await ok(["cluster", "get", "demo", "-o", "yaml"])).toContain("podSubnet: 10.244.0.0/16");
 });
 
+test("another version: planned, refused, begun, waited for until it stops; and a deletion by force says its price first", async () => {
+	const status = (more: object) =>
+		region.kube.patch(
+			clusters,
+			{ name: "demo", namespace: region.namespace },
+			{
+				status: {
+					version: "v1.36.3",
+					members: [
+						{ host: "a", role: "control-plane", phase: "Ready", version: "v1.36.3" },
+						{ host: "b", role: "worker", phase: "NotReady", version: "v1.36.3" },
+					],
+					...more,
+				},
+			},
+			{ subresource: "status" },
+		);
+	await status({});
+	const plan = await ok(["cluster", "upgrade", "demo", "v1.37.1", "--dry-run"]);
+	expect(plan).toMatch(/^demo: v1.36.3 → v1.37.1, about 2 min$/m);
+	expect(plan).toMatch(
+		/^1 +a +control-plane +90s +etcd snapshot, drain, v1.36.3 → v1.37.1, node, API server and etcd checked$/m,
+	);
+	expect(plan).toMatch(/^2 +b +worker /m);
+	expect(plan).toContain("stands in the way: b is not well");
+	expect(await ok(["cluster", "get", "demo", "-o", "json"])).toContain('"version": "v1.36.3"');
+	expect(await gp(["cluster", "upgrade", "demo", "v1.38.0"])).toMatchObject({
+		code: 2,
+		stderr: expect.stringContaining("one minor version at a time"),
+	});
+
+	const waiting = gp(["cluster", "upgrade", "demo", "v1.37.1", "--wait"]);
+	let generation: number | undefined;
+	for (let i = 0; i < 60 && generation !== 3; i++) {
+		await new Promise((resolve) => setTimeout(resolve, 500));
+		generation = (await region.kube.get(clusters, "demo", region.namespace)).metadata.generation;
+	}
+	const at = new Date(Date.now() + 1000).toISOString();
+	const message = "a failed to become v1.37.1 and was put back";
+	await status({
+		phase: "Degraded",
+		upgrade: {
+			from: "v1.36.3",
+			to: "v1.37.1",
+			since: at,
+			hosts: [],
+			stopped: { host: "a", to: "v1.37.1", at, message },
+		},
+		conditions: [
+			{
+				type: "Ready",
+				status: "False",
+				reason: "UpgradeStopped",
+				message,
+				observedGeneration: generation,
+				lastTransitionTime: at,
+			},
+		],
+	});
+	expect(await waiting).toMatchObject({ stderr: expect.stringContaining(message) });
+	expect((await waiting).code).not.toBe(0);
+
+	const refused = await gp(["cluster", "delete", "demo", "--force"]);
+	expect(refused.stderr).toMatch(/pods are killed without notice.*Not well now: b.*--force --yes/s);
+	const demo = () => region.kube.get(clusters, "demo", region.namespace);
+	expect((await demo()).metadata.annotations?.["groundplane.io/force-delete"]).toBeUndefined();
+});
+
 test("kubeconfig calls this very gp, which hands out access tokens", async () => {
 	const kubeconfig = parse(await ok(["cluster", "kubeconfig", "demo"]));
 	expect(kubeconfig.clusters[0].cluster.server).toBe(`${region.server}/k8s/clusters/demo`);

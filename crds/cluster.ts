@@ -12,6 +12,13 @@ import {
 	timestamp,
 } from "./common.ts";
 
+/** Annotation, a time: a change of version that stopped before it is taken up again. */
+export const RETRY = "groundplane.io/upgrade-retry";
+/** Annotation, a version: that clients use APIs which it removes is accepted. */
+export const ACCEPT = "groundplane.io/upgrade-accept";
+/** Annotation `true`: when the cluster is deleted nothing is drained or waited for. */
+export const FORCE_DELETE = "groundplane.io/force-delete";
+
 /** How hosts are chosen. `most` bounds the names: the API server refuses rules whose cost it can't bound. */
 const hostPick = (most: number) => ({
 	hosts: z.array(dnsLabel).max(most).meta(listSet()).default([]).describe("Hosts by name."),

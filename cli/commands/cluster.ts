@@ -7,6 +7,8 @@ import { type CommonOptions, command, configStore, withSession } from "../comman
 import { age, printList, printOne, section, table, terminal } from "../output.ts";
 import type { Session } from "../session.ts";
 import { waitFor } from "../wait.ts";
+import { progressOf, waitReady } from "../wait-cluster.ts";
+import { upgradeCommand } from "./cluster-upgrade.ts";
 import { conditions } from "./host.ts";
 
 const path = (name: string) => `/api/v1/clusters/${encodeURIComponent(name)}`;
@@ -44,9 +46,12 @@ export function clusterCommand(): Command {
 
 	group.addCommand(
 		command("get", "show a cluster: members, what is being done, conditions")
+			.alias("show")
 			.argument("<name>")
-			.action(async (name: string, options: CommonOptions) =>
+			.option("-w, --watch", "print each step as it comes: host, since when, how long it usually takes, what is next")
+			.action(async (name: string, options: CommonOptions & { watch?: boolean }) =>
 				withSession(options, async (session) => {
+					if (options.watch) return watchCluster(session, name);
 					const cluster = await get(session, name);
 					await printOne(cluster, { format: options.output, name: `cluster/${name}`, words: () => describe(cluster) });
 				}),
@@ -71,16 +76,21 @@ export function clusterCommand(): Command {
 			.argument("<names...>")
 			.option("--wait", "wait until they are gone, and show what is being done")
 			.option("--timeout <duration>", "how long to wait", "20m")
-			.action(async (names: string[], options: WaitOptions) =>
+			.option("--force", "drain nothing and wait for no host; says its price first, and needs --yes")
+			.option("--yes", "pay the price of --force")
+			.action(async (names: string[], options: WaitOptions & { force?: boolean; yes?: boolean }) =>
 				withSession(options, async (session) => {
 					for (const name of names) {
-						await session.call("DELETE", path(name));
+						if (options.force && !options.yes) throw await priceOfForce(session, name);
+						await session.call("DELETE", `${path(name)}${options.force ? "?force=true" : ""}`);
 						if (options.wait) await waitGone(session, name, durationMs(options.timeout));
 						terminal.err(options.wait ? `${name} is gone.` : `${name} is being deleted.`);
 					}
 				}),
 			),
 	);
+
+	group.addCommand(upgradeCommand());
 
 	group.addCommand(
 		command("kubeconfig", "print a kubeconfig for a cluster, through the region", { output: false })
@@ -176,20 +186,6 @@ async function apply(session: Session, { metadata, spec }: Wanted, options: Wait
 	await printOne(applied, { format: options.output, name: `cluster/${name}`, words });
 }
 
-async function waitReady(session: Session, name: string, timeoutMs: number): Promise<void> {
-	await waitFor(`Cluster ${name}`, timeoutMs, async () => {
-		const { metadata, status } = await get(session, name);
-		const ready = status?.conditions?.find(({ type }) => type === "Ready");
-		const isCurrent = ready?.observedGeneration === undefined || ready.observedGeneration === metadata.generation;
-		if (isCurrent && status?.phase === "Failed") {
-			throw new GroundplaneError("StepFailed", `Cluster ${name} failed: ${ready?.message ?? "no reason given"}`, {
-				next: `See it with gp cluster get ${name}`,
-			});
-		}
-		return { isDone: isCurrent && ready?.status === "True", progress: `${name}: ${progressOf(status)}` };
-	});
-}
-
 async function waitGone(session: Session, name: string, timeoutMs: number): Promise<void> {
 	await waitFor(`The end of cluster ${name}`, timeoutMs, async () => {
 		try {
@@ -202,12 +198,30 @@ async function waitGone(session: Session, name: string, timeoutMs: number): Prom
 	});
 }
 
-function progressOf(status: Cluster["status"]): string {
-	const { phase, ready, progress } = status ?? {};
-	const doing = progress
-		? `${progress.step}${progress.host ? ` on ${progress.host}` : ""}${progress.detail ? ` (${progress.detail})` : ""}`
-		: "";
-	return [phase ?? "Pending", ready && `${ready} nodes ready`, doing].filter(Boolean).join(", ");
+/** Prints each step until the person has seen enough. */
+async function watchCluster(session: Session, name: string): Promise<void> {
+	await waitFor(`Cluster ${name}`, Number.POSITIVE_INFINITY, async () => {
+		const { status } = await get(session, name);
+		const ready = status?.conditions?.find(({ type }) => type === "Ready");
+		const why = status?.progress === undefined && ready?.status === "False" ? `: ${ready.message}` : "";
+		return { isDone: false, progress: `${progressOf(status)}${why}` };
+	});
+}
+
+/** What `--force` costs, as the reason why it is not done without `--yes`. */
+async function priceOfForce(session: Session, name: string): Promise<GroundplaneError> {
+	const { status } = await get(session, name);
+	const members = status?.members ?? [];
+	const out = members.filter(({ phase }) => phase === "NotReady" || phase === "Failed").map(({ host }) => host);
+	const gone =
+		out.length > 0
+			? ` Not well now: ${out.join(", ")}; what runs there goes on until the host is in contact again.`
+			: "";
+	return new GroundplaneError(
+		"PrerequisiteNotMet",
+		`--force ends ${name} at once on all of its ${members.length} hosts: pods are killed without notice or drain, and what they kept on local disks is lost. A host that can't be cleaned now is not waited for: it is listed in its status (leftBehind), can't join another cluster, and cleans itself at its next contact.${gone}`,
+		{ next: `Leave --force out to end it in order, or run: gp cluster delete ${name} --force --yes` },
+	);
 }
 
 /** The region's kubeconfig, with the absolute path of this gp and its configuration in it. */

@@ -6,6 +6,7 @@ import { type CommonOptions, command, withSession } from "../command.ts";
 import { age, gibibytes, printList, printOne, section, table, terminal } from "../output.ts";
 import type { Session } from "../session.ts";
 import { waitFor } from "../wait.ts";
+import { linkCommand } from "./link.ts";
 
 const path = (name: string) => `/api/v1/hosts/${encodeURIComponent(name)}`;
 const get = (session: Session, name: string) => session.call<Host>("GET", path(name));
@@ -46,6 +47,8 @@ export function hostCommand(): Command {
 				}),
 			),
 	);
+
+	group.addCommand(linkCommand());
 
 	group.addCommand(
 		command("join-command", "print the line that joins a machine to the region")

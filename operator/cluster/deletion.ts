@@ -1,3 +1,4 @@
+import { FORCE_DELETE } from "../../crds/cluster.ts";
 import type { Host } from "../../crds/host.ts";
 import { durationMs } from "../../protocol/duration.ts";
 import { clusterOf } from "./assign.ts";
@@ -8,8 +9,6 @@ import { type Action, BUSY_MS, type MemberStatus, type Observed, type Plan } fro
 import { baseStatus, describe, ready, stamp } from "./status.ts";
 import { USUAL_SECONDS } from "./usual.ts";
 
-/** Nothing is drained or waited for: `gp cluster delete --force`. */
-export const FORCE_DELETE = "groundplane.io/force-delete";
 /** A host that is out of reach for this long is not waited for: it cleans itself when it is back. */
 const GONE_MS = 30_000;
 /** What a host can't clean in this time (beyond the drain) does not hold the deletion up; it goes on trying. */

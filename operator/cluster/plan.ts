@@ -8,7 +8,8 @@ import { type Known, knownOf } from "./members.ts";
 import { poolPatch } from "./pools.ts";
 import { type Action, BUSY_MS, type MemberStatus, type Observed, type Plan, STEADY_MS, WAITING_MS } from "./state.ts";
 import { baseStatus, describe, progressOf, ready, viewOf } from "./status.ts";
-import { compareVersions, planRoll, type Roll } from "./upgrade.ts";
+import { planRoll, type Roll } from "./upgrade.ts";
+import { compareVersions } from "./versions.ts";
 
 /** Decides what to do next for a cluster. Pure: the same observation always gives the same plan. */
 export function plan(observed: Observed): Plan {

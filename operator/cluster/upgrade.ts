@@ -1,8 +1,10 @@
-import type { Cluster } from "../../crds/cluster.ts";
+import { type Cluster, RETRY } from "../../crds/cluster.ts";
 import { drainAction, drainMessage } from "./drain.ts";
 import { isConnected, isUpToDate, type Known, reportOf } from "./members.ts";
+import { preflight } from "./preflight.ts";
 import type { Action, Observed, Progress, UpgradeStatus } from "./state.ts";
 import { usualSeconds } from "./usual.ts";
+import { compareVersions } from "./versions.ts";
 
 /** How a change of version goes on: pure, like {@link planRoll}. */
 export interface Roll {
@@ -14,7 +16,9 @@ export interface Roll {
 	readonly status: UpgradeStatus | undefined;
 	readonly progress: Omit<Progress, "since"> | undefined;
 	/** Why it does not go on, for the condition Ready. */
-	readonly verdict: { readonly reason: "UpgradeStopped" | "UpgradeBlocked"; readonly message: string } | undefined;
+	readonly verdict:
+		| { readonly reason: "UpgradeStopped" | "UpgradeBlocked" | "UpgradeWaiting"; readonly message: string }
+		| undefined;
 }
 
 type Entry = UpgradeStatus["hosts"][number];
@@ -25,11 +29,6 @@ const FAILED_MS = 20_000;
 const CHECKS_MS = 120_000;
 /** The longest that a host may take, from being asked to being done. */
 const HOST_MS = 10 * 60_000;
-
-/** Findings are accepted for the version that this annotation names. */
-export const ACCEPT = "groundplane.io/upgrade-accept";
-/** A time; a roll that stopped before it is taken up again. */
-export const RETRY = "groundplane.io/upgrade-retry";
 
 /**
  * Rolls `spec.version` out: control planes one by one, then workers within the budget, each drained before and judged after.
@@ -75,12 +74,13 @@ export function planRoll(observed: Observed, known: readonly Known[], busy: bool
 
 	const underWay = () => [...entries.values()].filter(({ finished }) => finished === undefined);
 	let blocked: string | undefined;
+	let waits: string | undefined;
 	const queue = order(behind, target).filter(({ member }) => !underWay().some(({ host }) => host === member.host));
 	if (stopped === undefined && !busy && workload !== undefined && queue.length > 0) {
-		blocked = isUnderWay(before, target) ? undefined : preflight(observed, known).join(" ") || undefined;
+		blocked = isUnderWay(before, target) ? undefined : findings(observed, known).join(" ") || undefined;
 		if (blocked === undefined) {
 			const chosen = choose(observed, known, queue, underWay());
-			blocked = chosen.waits;
+			waits = chosen.waits;
 			for (const { member, asked = target, node } of chosen.next) {
 				const entry: Entry = { host: member.host, from: asked, to: target, since: iso(now) };
 				entries.set(member.host, entry);
@@ -107,7 +107,7 @@ export function planRoll(observed: Observed, known: readonly Known[], busy: bool
 		versions,
 		inFlight,
 		status,
-		progress: progressOf(observed, byHost, underWay(), left, blocked, entries),
+		progress: progressOf(observed, byHost, underWay(), left, blocked ?? waits, entries),
 		verdict:
 			stopped !== undefined
 				? {
@@ -116,7 +116,9 @@ export function planRoll(observed: Observed, known: readonly Known[], busy: bool
 					}
 				: blocked !== undefined
 					? { reason: "UpgradeBlocked", message: blocked }
-					: undefined,
+					: waits !== undefined
+						? { reason: "UpgradeWaiting", message: waits }
+						: undefined,
 	};
 }
 
@@ -248,45 +250,6 @@ function choose(
 	return { next: fit.slice(0, Math.max(0, room)) };
 }
 
-/** What stands in the way of a version, each a sentence that says what to do. Empty when nothing does. */
-export function preflight(
-	{ cluster, versions, workload }: Pick<Observed, "cluster" | "versions" | "workload">,
-	known: readonly Known[],
-): string[] {
-	const target = cluster.spec.version;
-	const findings: string[] = [];
-	if (versions.length > 0 && !versions.includes(target))
-		findings.push(`Kubernetes ${target} is not offered here. Offered: ${versions.join(", ")}.`);
-	for (const { member, asked, node, healthy } of known) {
-		const apart = [asked, node?.version].find(
-			(version) => version !== undefined && Math.abs(minorOf(version) - minorOf(target)) > 1,
-		);
-		if (apart !== undefined)
-			findings.push(
-				`${member.host} is at ${apart}: ${target} is more than one minor away, take the one between first.`,
-			);
-		if (!healthy) findings.push(`${member.host} is not well: mend it first, or take it out of the cluster.`);
-	}
-	for (const { member, host } of known) {
-		const disk = host.status?.facts?.filesystems
-			?.filter(({ path }) => "/var/lib/containerd".startsWith(path))
-			.sort((a, b) => b.path.length - a.path.length)[0];
-		if (disk !== undefined && disk.availableBytes < LEAST_DISK)
-			findings.push(
-				`${member.host} has ${Math.floor(disk.availableBytes / GIB)} GiB left on ${disk.path}: a version needs ${LEAST_DISK / GIB} GiB. Make room there.`,
-			);
-	}
-	const apis = workload?.preflight?.removedApis ?? [];
-	if (apis.length > 0 && cluster.metadata.annotations?.[ACCEPT] !== target)
-		findings.push(
-			`Clients still use APIs that ${target} removes: ${apis.join(", ")}. Move them to the newer API, or accept it: gp cluster upgrade ${cluster.metadata.name} ${target} --force.`,
-		);
-	return findings;
-}
-
-const GIB = 1024 ** 3;
-const LEAST_DISK = 3 * GIB;
-
 function progressOf(
 	observed: Observed,
 	byHost: ReadonlyMap<string, Known>,
@@ -323,6 +286,19 @@ export const needsPreflight = ({ cluster }: Pick<Observed, "cluster">): boolean 
 	cluster.metadata.deletionTimestamp === undefined &&
 	!isUnderWay(cluster.status.upgrade, cluster.spec.version);
 
+/** What speaks against a version that has not begun to be rolled out. */
+const findings = ({ cluster, versions, workload }: Observed, known: readonly Known[]): string[] =>
+	preflight(
+		cluster,
+		{ target: cluster.spec.version, versions, removedApis: workload?.preflight?.removedApis ?? [] },
+		known.map(({ member, host, asked, node, healthy }) => ({
+			host: member.host,
+			versions: [asked, node?.version].filter((version) => version !== undefined),
+			healthy,
+			filesystems: host.status?.facts?.filesystems ?? [],
+		})),
+	);
+
 /** A stop holds until another version is wanted, or a person says to try again. */
 function isStopped({ metadata, spec }: Cluster, stopped: NonNullable<UpgradeStatus["stopped"]>): boolean {
 	const retry = Date.parse(metadata.annotations?.[RETRY] ?? "");
@@ -347,16 +323,5 @@ const lowest = (known: readonly Known[]): string =>
 		.filter((version) => version !== "")
 		.sort(compareVersions)[0] ?? "";
 
-/** Orders versions such as v1.35.4 by their numbers. */
-export function compareVersions(a: string, b: string): number {
-	const [left, right] = [a, b].map((text) => (text.match(/\d+/g) ?? []).slice(0, 3).map(Number));
-	for (const index of [0, 1, 2]) {
-		const difference = (left?.[index] ?? 0) - (right?.[index] ?? 0);
-		if (difference !== 0) return difference;
-	}
-	return 0;
-}
-
-export const minorOf = (version: string): number => Number(version.split(".")[1]);
 const iso = (at: number): string => new Date(at).toISOString();
 const seconds = (count: number): string => `${Math.max(1, Math.round(count))}s`;

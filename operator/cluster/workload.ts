@@ -1,8 +1,8 @@
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { isAlreadyExists, type KubeClient, KubeError } from "../kube/client.ts";
-import { type KubeObject, type Node, nodes, type Pod, pods, type Resource, secrets } from "../kube/resources.ts";
+import { type Node, nodes, type Pod, pods, type Resource, secrets } from "../kube/resources.ts";
+import { allowsNone, type Budget, blockedBy, removedApis } from "./preflight.ts";
 import type { NodePatch, NodeState, PoolMarks, WorkloadState } from "./state.ts";
-import { compareVersions } from "./upgrade.ts";
 
 /** When the draining of a node began, so that its deadline survives a restart of the operator. */
 const DRAIN_STARTED = "groundplane.io/drain-started";
@@ -19,15 +19,6 @@ const MIRROR_POD = "kubernetes.io/config.mirror";
 /** Lifetime of a bootstrap token; it is taken away as soon as all hosts have joined. */
 const TOKEN_LIFETIME_MS = 2 * 3_600_000;
 
-interface Budget extends KubeObject {
-	readonly spec?: {
-		readonly selector?: {
-			readonly matchLabels?: Readonly<Record<string, string>>;
-			readonly matchExpressions?: readonly { key: string; operator: string; values?: readonly string[] }[];
-		};
-	};
-	readonly status?: { readonly disruptionsAllowed?: number; readonly expectedPods?: number };
-}
 const budgets: Resource<Budget> = {
 	group: "policy",
 	version: "v1",
@@ -93,18 +84,6 @@ export async function observePreflight(
 	};
 }
 
-/** APIs that were asked for since the API server started and that a version no longer has (`apiserver_requested_deprecated_apis`). */
-export function removedApis(metrics: string, version: string): string[] {
-	const found = new Set<string>();
-	for (const [, labels = ""] of metrics.matchAll(/^apiserver_requested_deprecated_apis\{([^}]*)\} 1$/gm)) {
-		const label = (name: string) => new RegExp(`(?:^|,)${name}="([^"]*)"`).exec(labels)?.[1] ?? "";
-		const removed = label("removed_release");
-		if (removed === "" || compareVersions(`v${removed}.0`, version) > 0) continue;
-		found.add([label("group"), label("version"), label("resource")].filter((part) => part !== "").join("/"));
-	}
-	return [...found].sort();
-}
-
 const isDraining = ({ metadata }: Node): boolean => metadata.annotations?.[DRAIN_STARTED] !== undefined;
 
 function nodeState(node: Node): NodeState {
@@ -142,41 +121,11 @@ function marksOf(text: string | undefined): PoolMarks | undefined {
 async function blockedBudgets(client: KubeClient, signal: AbortSignal): Promise<Budget[]> {
 	try {
 		const { items } = await client.listAll(budgets, { signal });
-		return items.filter(({ status }) => (status?.disruptionsAllowed ?? 0) === 0 && (status?.expectedPods ?? 0) > 0);
+		return items.filter(allowsNone);
 	} catch (error) {
 		if (error instanceof KubeError && error.httpStatus === 403) return [];
 		throw error;
 	}
-}
-
-/** Which budgets hold pods back, as `namespace/name (pod NAME)`. */
-export function blockedBy(left: readonly Pod[], blocking: readonly Budget[]): string[] {
-	return blocking.flatMap(({ metadata, spec }) => {
-		const pod = left.find(
-			(one) => one.metadata.namespace === metadata.namespace && selects(spec?.selector, one.metadata.labels ?? {}),
-		);
-		return pod === undefined ? [] : [`${metadata.namespace}/${metadata.name} (pod ${pod.metadata.name})`];
-	});
-}
-
-/** Whether a label selector (`metav1.LabelSelector`) matches. Of policy/v1, where an empty one matches every pod. */
-function selects(selector: NonNullable<Budget["spec"]>["selector"], labels: Readonly<Record<string, string>>): boolean {
-	if (selector === undefined) return false;
-	return (
-		Object.entries(selector.matchLabels ?? {}).every(([key, value]) => labels[key] === value) &&
-		(selector.matchExpressions ?? []).every(({ key, operator, values = [] }) => {
-			switch (operator) {
-				case "In":
-					return key in labels && values.includes(labels[key] ?? "");
-				case "NotIn":
-					return !values.includes(labels[key] ?? "");
-				case "Exists":
-					return key in labels;
-				default:
-					return !(key in labels);
-			}
-		})
-	);
 }
 
 /** Pods that a drain moves away: not those of DaemonSets, not mirrors of static pods, not finished ones. */

@@ -1,12 +1,13 @@
 import type { Request } from "express";
 import { z } from "zod";
-import { type Cluster, clusterSpec, clusterStatus } from "../../crds/cluster.ts";
+import { ACCEPT, type Cluster, clusterSpec, clusterStatus, FORCE_DELETE, RETRY } from "../../crds/cluster.ts";
 import { dnsLabel, GROUP_VERSION } from "../../crds/common.ts";
 import { type Host, hostSpec, hostStatus } from "../../crds/host.ts";
 import { collectionPath, type KubeClient, KubeError, objectPath } from "../../operator/kube/client.ts";
 import type { Reflector } from "../../operator/kube/reflector.ts";
 import { clusters, hosts, type Resource } from "../../operator/kube/resources.ts";
 import { GroundplaneError } from "../../protocol/errors.ts";
+import { type LinkFigures, linkFigures } from "../../protocol/link.ts";
 import type { User } from "../kit/auth.ts";
 import type { Log } from "../kit/log.ts";
 import { Api } from "../kit/routes.ts";
@@ -50,6 +51,8 @@ export interface ApiOptions {
 	readonly client: KubeClient;
 	readonly reflectors: { readonly hosts: Reflector<Host>; readonly clusters: Reflector<Cluster> };
 	readonly watch: WatchHub;
+	/** Asks the gateways about a host's tunnel. */
+	readonly link: (host: Host) => Promise<LinkFigures>;
 	readonly config: {
 		region: string;
 		domain: string;
@@ -63,7 +66,7 @@ export interface ApiOptions {
 }
 
 /** The region's REST API over its custom resources: what `kubectl` on the management cluster does, for people of this region alone. */
-export function createApi({ client, reflectors, watch, config, tls, log }: ApiOptions): Api {
+export function createApi({ client, reflectors, watch, link, config, tls, log }: ApiOptions): Api {
 	const { namespace } = config;
 	const audit = (request: Request, user: User, event: string, facts: Record<string, unknown>) =>
 		log.info({ audit: true, event, by: user.name, ip: request.ip, ...facts }, event);
@@ -124,6 +127,16 @@ export function createApi({ client, reflectors, watch, config, tls, log }: ApiOp
 			answer: host,
 			handler: async ({ params }) =>
 				shown(await calling(`host ${params.name}`, client.get(hosts, params.name, namespace))),
+		})
+		.route({
+			method: "get",
+			path: "/api/v1/hosts/:name/link",
+			summary: "Read how a host's tunnel is doing, live.",
+			roles: [],
+			params: named,
+			answer: linkFigures,
+			handler: async ({ params }) =>
+				link(await calling(`host ${params.name}`, client.get(hosts, params.name, namespace))),
 		})
 		.route({
 			method: "patch",
@@ -249,14 +262,44 @@ export function createApi({ client, reflectors, watch, config, tls, log }: ApiOp
 		.route({
 			method: "delete",
 			path: "/api/v1/clusters/:name",
-			summary: "Delete a cluster: workers and then control planes are drained and reset.",
+			summary:
+				"Delete a cluster: workers and then control planes are drained and reset. With force nothing is drained or waited for.",
+			roles: ["operator"],
+			params: named,
+			query: dryRun.extend({
+				force: z
+					.enum(["true", "false"])
+					.default("false")
+					.describe(
+						"Drain nothing and wait for no host: what is left on hosts is told in their status, and cleaned later.",
+					),
+			}),
+			status: 202,
+			handler: async ({ params, query, user, request }) => {
+				const { dryRun, force } = query;
+				if (force === "true") await annotate(params.name, { [FORCE_DELETE]: "true" }, {}, { dryRun });
+				await remove(clusters, params.name, { dryRun });
+				audit(request, user, "cluster-deleted", { cluster: params.name, dryRun, force });
+			},
+		})
+		.route({
+			method: "post",
+			path: "/api/v1/clusters/:name/upgrade",
+			summary: "Bring a cluster to another version, or try again a change of version that stopped.",
 			roles: ["operator"],
 			params: named,
 			query: dryRun,
-			status: 202,
-			handler: async ({ params, query, user, request }) => {
-				await remove(clusters, params.name, query);
-				audit(request, user, "cluster-deleted", { cluster: params.name, dryRun: query.dryRun });
+			body: z.strictObject({
+				version: clusterSpec.shape.version,
+				accept: z.boolean().default(false).describe("Go on although clients still use APIs that the version removes."),
+			}),
+			answer: cluster,
+			handler: async ({ params, query, body, user, request }) => {
+				const { version, accept } = body;
+				const annotations = { [RETRY]: new Date().toISOString(), ...(accept && { [ACCEPT]: version }) };
+				const changed = await annotate(params.name, annotations, { version }, query);
+				audit(request, user, "cluster-upgraded", { cluster: params.name, version, accept, dryRun: query.dryRun });
+				return shown(changed);
 			},
 		})
 		.route({
@@ -284,6 +327,22 @@ export function createApi({ client, reflectors, watch, config, tls, log }: ApiOp
 			client.request<Cluster>("POST", collectionPath(clusters, namespace), {
 				query: { fieldManager: MANAGER, ...dryRunQuery(query) },
 				body: { apiVersion: GROUP_VERSION, kind: "Cluster", metadata, spec },
+			}),
+		);
+	}
+
+	function annotate(
+		name: string,
+		annotations: Record<string, string>,
+		spec: Partial<Cluster["spec"]>,
+		query: { dryRun: "true" | "false" },
+	): Promise<Cluster> {
+		return calling(
+			`cluster ${name}`,
+			client.request<Cluster>("PATCH", objectPath(clusters, { name, namespace }), {
+				query: { fieldManager: MANAGER, ...dryRunQuery(query) },
+				contentType: "application/merge-patch+json",
+				body: { metadata: { annotations }, spec },
 			}),
 		);
 	}
