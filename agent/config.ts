@@ -13,6 +13,8 @@ export class Paths {
 	readonly link: string;
 	/** CA of a proxy of the customer's that opens up TLS. */
 	readonly proxyCa: string;
+	/** `https_proxy` and `no_proxy` of the service. */
+	readonly environment: string;
 	readonly joinToken: string;
 	readonly policy: string;
 	readonly services: string;
@@ -27,6 +29,7 @@ export class Paths {
 		this.config = join(root, "etc/groundplane/agent.json");
 		this.link = join(root, "etc/groundplane/link.json");
 		this.proxyCa = join(root, "etc/groundplane/proxy-ca.pem");
+		this.environment = join(root, "etc/default/groundplane-agent");
 		this.joinToken = join(root, "etc/groundplane/join-token");
 		this.policy = join(root, "etc/groundplane/policy.json");
 		this.services = join(root, "etc/groundplane/services.d");
@@ -115,6 +118,25 @@ function ownName(): string {
 		.replace(/[^a-z0-9-]/g, "-")
 		.replace(/^-+|-+$/g, "");
 	return label.slice(0, 63) || "host";
+}
+
+/**
+ * What the service has in its environment, for commands that a person runs in a shell: they are to see what the agent sees.
+ * Assignments as in systemd.exec(5), `EnvironmentFile`, as far as the join script writes them.
+ */
+export function serviceEnvironment(paths: Paths): Record<string, string> {
+	let lines: string[];
+	try {
+		lines = readFileSync(paths.environment, "utf8").split("\n");
+	} catch {
+		return {};
+	}
+	return Object.fromEntries(
+		lines.flatMap((line) => {
+			const [, name, value] = /^\s*([A-Za-z_][A-Za-z0-9_]*)=(.*?)\s*$/.exec(line) ?? [];
+			return name === undefined || value === undefined ? [] : [[name, value.replace(/^(["'])(.*)\1$/, "$2")]];
+		}),
+	);
 }
 
 /** `https_proxy`, unless `no_proxy` names the address. */

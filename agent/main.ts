@@ -1,7 +1,7 @@
 import { Command } from "commander";
 import { asGroundplaneError } from "../protocol/errors.ts";
 import { VERSION } from "../protocol/version.ts";
-import { loadConfig, Paths } from "./config.ts";
+import { loadConfig, Paths, serviceEnvironment } from "./config.ts";
 import { clockSkewSeconds, enroll, readJoinToken } from "./enroll.ts";
 import { readFacts } from "./facts.ts";
 import { createLog } from "./log.ts";
@@ -111,6 +111,19 @@ program
 		if (!running || !status.link?.connected) process.exitCode = 1;
 	});
 
+program
+	.command("doctor")
+	.description(
+		"why this host is not connected: goes the agent's way to the region step by step; ends with 1 if the way or the region is at fault, 2 if this host is",
+	)
+	.option("-o, --output <format>", "text or json", "text")
+	.action(async ({ output }: { output: string }) => {
+		const { describeDiagnosis, diagnose, exitCodeOf } = await import("./doctor.ts");
+		const diagnosis = await diagnose({ paths, signal: stop.signal, env: process.env, isAlive });
+		print(output === "json" ? JSON.stringify(diagnosis, null, "\t") : describeDiagnosis(diagnosis));
+		process.exitCode = exitCodeOf(diagnosis);
+	});
+
 function isAlive(pid: number): boolean {
 	try {
 		process.kill(pid, 0);
@@ -122,7 +135,7 @@ function isAlive(pid: number): boolean {
 
 async function regionSkew(): Promise<number | undefined> {
 	try {
-		return await clockSkewSeconds(loadConfig(paths), AbortSignal.timeout(5_000));
+		return await clockSkewSeconds(loadConfig(paths, serviceEnvironment(paths)), AbortSignal.timeout(5_000));
 	} catch {
 		return undefined;
 	}

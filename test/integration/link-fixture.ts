@@ -1,10 +1,13 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { request as httpsRequest } from "node:https";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { text } from "node:stream/consumers";
+import { setTimeout as delay } from "node:timers/promises";
 import { connect as connectTls, createServer as createTlsServer, type TLSSocket } from "node:tls";
 import type { NatsConnection } from "@nats-io/nats-core";
 import { connect as connectNats } from "@nats-io/transport-node";
@@ -228,6 +231,28 @@ export class LinkFixture {
 		await new Promise((resolve) => server.once("listening", resolve));
 		this.atEnd(() => server.close());
 		return { port: (server.address() as AddressInfo).port, caPem: own.caPem, name: "CN=region-inspection-ca" };
+	}
+
+	/** An address on which SYNs vanish, as behind a firewall that drops: a listener whose backlog is full. */
+	async deadAddress(host: string, port: number): Promise<void> {
+		const program = `require("net").createServer().listen({port: ${port}, host: "${host}", backlog: 1}, () => {
+			console.log("listening");
+			process.kill(process.pid, "SIGSTOP");
+		})`;
+		const child: ChildProcess = spawn(process.execPath, ["-e", program], { stdio: ["ignore", "pipe", "inherit"] });
+		this.atEnd(() => child.kill("SIGKILL"));
+		await once(child.stdout as NodeJS.ReadableStream, "data");
+		const fill: Socket[] = [];
+		this.atEnd(() => {
+			for (const socket of fill) socket.destroy();
+		});
+		for (let full = false; !full; ) {
+			const socket = connect({ host, port });
+			socket.on("error", () => {});
+			fill.push(socket);
+			full = await Promise.race([once(socket, "connect").then(() => false), delay(400, true)]);
+			if (fill.length > 16) throw new Error("the backlog does not fill up");
+		}
 	}
 
 	/** A server with a certificate of the region's, which is to be believed, and does what the test wants. */

@@ -1,6 +1,5 @@
-import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { connect, createServer, type Socket } from "node:net";
+import { connect, createServer } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import { AddressBook } from "../../agent/link/addresses.ts";
@@ -178,33 +177,11 @@ test("a new network ends a long pause", async () => {
 	expect(performance.now() - since).toBeLessThan(4_000);
 });
 
-/** An address on which SYNs vanish, as behind a firewall that drops: a listener whose backlog is full. */
-async function deadAddress(host: string, port: number): Promise<void> {
-	const program = `require("net").createServer().listen({port: ${port}, host: "${host}", backlog: 1}, () => {
-		console.log("listening");
-		process.kill(process.pid, "SIGSTOP");
-	})`;
-	const child: ChildProcess = spawn(process.execPath, ["-e", program], { stdio: ["ignore", "pipe", "inherit"] });
-	fixture.atEnd(() => child.kill("SIGKILL"));
-	await once(child.stdout as NodeJS.ReadableStream, "data");
-	const fill: Socket[] = [];
-	fixture.atEnd(() => {
-		for (const socket of fill) socket.destroy();
-	});
-	for (let full = false; !full; ) {
-		const socket = connect({ host, port });
-		socket.on("error", () => {});
-		fill.push(socket);
-		full = await Promise.race([once(socket, "connect").then(() => false), delay(400, true)]);
-		if (fill.length > 16) throw new Error("the backlog does not fill up");
-	}
-}
-
 test("a dead address before the living one costs a quarter of a second, not the deadline", async () => {
 	const gateway = await fixture.gateway();
 	const relay = await Relay.start(() => ({ port: gateway.port }), { host: "127.0.0.3", port: await freePort() });
 	fixture.atEnd(() => relay.close());
-	await deadAddress("127.0.0.2", relay.port);
+	await fixture.deadAddress("127.0.0.2", relay.port);
 	const phases: string[] = [];
 	const agent = await fixture.link(relay.port, {
 		target: {
