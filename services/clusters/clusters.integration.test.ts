@@ -212,6 +212,27 @@ afterAll(async () => {
 	rmSync(directory, { recursive: true, force: true });
 });
 
+const linkOfCp1 = {
+	host: "cp-1",
+	state: "Connected",
+	gateway: "tunnel-0",
+	since: "2026-01-01T00:00:00Z",
+	address: "192.0.2.1",
+	tunnel: {
+		agent: "0.1.0",
+		connectionId: "c",
+		epoch: 1,
+		rttMs: 1.5,
+		streams: { open: 1, opened: 2, refused: 0, stalled: 0 },
+		services: { control: 1 },
+		queuedBytes: 0,
+		bytesFromHost: { control: 1, interactive: 2, bulk: 3 },
+		bytesToHost: { control: 1, interactive: 2, bulk: 3 },
+		reconnects: 0,
+		ends: [],
+	},
+};
+
 /** The gateway as the service sees it: CONNECT with a client certificate, then plain HTTP to the host's API server. */
 async function startGateway(bearer: string): Promise<number> {
 	const tls = await certificates.issueService("tunnel");
@@ -273,6 +294,11 @@ async function startGateway(bearer: string): Promise<number> {
 		}
 		socket.write("HTTP/1.1 200 OK\r\n\r\n");
 		backend.emit("connection", socket);
+	});
+	gateway.on("request", (request, response) => {
+		const host = request.url?.replace("/internal/v1/links/", "");
+		if (host === "cp-1") response.end(JSON.stringify(linkOfCp1));
+		else response.writeHead(503).end(JSON.stringify({ code: host === "cp-odd" ? "Overloaded" : "HostNotConnected" }));
 	});
 	return listen(gateway);
 }
@@ -462,6 +488,15 @@ describe("the API over hosts and clusters", () => {
 		});
 		brief.resume();
 		await expect.poll(() => ended, { timeout: 5_000 }).toBe(true);
+	});
+
+	test("a host's link: live from the gateway, remembered when it is away, and an error when nobody can say", async () => {
+		const link = async (host: string) => call(`/api/v1/hosts/${host}/link`, { token: await token("vera", ["viewer"]) });
+		expect(await link("cp-1")).toMatchObject({ status: 200, json: linkOfCp1 });
+		const { status, json } = await link("cp-dead");
+		expect([status, json]).toMatchObject([200, { host: "cp-dead", state: "Disconnected" }]);
+		expect(await link("cp-odd")).toMatchObject({ status: 503, json: { code: "Overloaded" } });
+		expect(await link("nobody")).toMatchObject({ status: 404 });
 	});
 
 	test("OpenAPI describes every route, and the kubeconfig leads through the region without a secret", async () => {

@@ -7,6 +7,7 @@ import { GroundplaneError } from "../../protocol/errors.ts";
 import { createAuth } from "../kit/auth.ts";
 import { defineService } from "../kit/service.ts";
 import { createApi } from "./api.ts";
+import { linkOf } from "./link.ts";
 import { KubeProxy } from "./proxy.ts";
 import { WatchHub } from "./watch.ts";
 
@@ -49,7 +50,15 @@ export const clustersService = defineService({
 			metrics,
 			signal,
 		});
-		const api = createApi({ client, reflectors, watch, config, tls, log });
+		const api = createApi({
+			client,
+			reflectors,
+			watch,
+			link: (host) => linkOf(host, { tunnelUrl: config.tunnelUrl, internal }),
+			config,
+			tls,
+			log,
+		});
 		let document: unknown;
 		return {
 			onRequest: (request, response) => proxy.request(request, response),

@@ -5,6 +5,7 @@ import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
 import { asGroundplaneError, type ErrorCode, GroundplaneError } from "../../protocol/errors.ts";
 import { isNonce, NONCE_HEADER, newNonce, signHello, verifyHello } from "../../protocol/hello.ts";
+import type { LinkFigures } from "../../protocol/link.ts";
 import type { DownMessage, UpMessage } from "../../protocol/messages.ts";
 import { type IncomingStream, type Lane, Session, type SessionLimits } from "../../protocol/mux.ts";
 import type { Transport } from "../../protocol/transport.ts";
@@ -36,33 +37,6 @@ export interface LinkEvent {
 	address: string;
 	reason?: string;
 	at: string;
-}
-
-/** How a host's tunnel is doing, as `gp host link` shows it. */
-export interface LinkFigures {
-	host: string;
-	/** `Leaving`: it was told to connect elsewhere, and its streams come to their ends. */
-	state: "Connected" | "Leaving";
-	gateway: string;
-	/** RFC 3339. */
-	since: string;
-	/** Where the host dials from. */
-	address: string;
-	/** Version of the agent. */
-	agent: string;
-	connectionId: string;
-	epoch: number;
-	rttMs?: number;
-	/** `stalled`: have data, and the other end does not read. */
-	streams: { open: number; opened: number; refused: number; stalled: number };
-	/** Open streams by service. */
-	services: Record<string, number>;
-	queuedBytes: number;
-	bytesFromHost: Record<Lane, number>;
-	bytesToHost: Record<Lane, number>;
-	/** Times that the host came back to this gateway, and why its tunnels ended, the newest last. */
-	reconnects: number;
-	ends: { at: string; reason: string; message: string }[];
 }
 
 /** Whom a certificate names. */
@@ -195,17 +169,19 @@ export class Gateway {
 			gateway: this.#options.name,
 			since: connectedAt,
 			address,
-			agent: session.peer?.software ?? "",
-			connectionId: id,
-			epoch,
-			...(rttMs !== undefined && { rttMs: Math.round(rttMs * 1000) / 1000 }),
-			streams: { open: streams, opened, refused, stalled: starvedStreams },
-			services: Object.fromEntries(session.streamsByService()),
-			queuedBytes,
-			bytesFromHost: bytesIn,
-			bytesToHost: bytesOut,
-			reconnects: history?.reconnects ?? 0,
-			ends: (history?.ends ?? []).map(({ at, reason, message }) => ({ at, reason, message })),
+			tunnel: {
+				agent: session.peer?.software ?? "",
+				connectionId: id,
+				epoch,
+				...(rttMs !== undefined && { rttMs: Math.round(rttMs * 1000) / 1000 }),
+				streams: { open: streams, opened, refused, stalled: starvedStreams },
+				services: Object.fromEntries(session.streamsByService()),
+				queuedBytes,
+				bytesFromHost: bytesIn,
+				bytesToHost: bytesOut,
+				reconnects: history?.reconnects ?? 0,
+				ends: (history?.ends ?? []).map(({ at, reason, message }) => ({ at, reason, message })),
+			},
 		};
 	}
 

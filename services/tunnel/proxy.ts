@@ -5,12 +5,13 @@ import type { Socket } from "node:net";
 import { type Duplex, pipeline, type Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import { asGroundplaneError, type ErrorCode, errorCodes, GroundplaneError } from "../../protocol/errors.ts";
+import type { LinkFigures } from "../../protocol/link.ts";
 import type { Lane } from "../../protocol/mux.ts";
 import { splice } from "../../protocol/splice.ts";
 import { serviceOf } from "../kit/auth.ts";
 import type { Log } from "../kit/log.ts";
 import type { TlsFiles } from "../kit/tls.ts";
-import { type Gateway, type LinkFigures, notConnected } from "./gateway.ts";
+import { type Gateway, notConnected } from "./gateway.ts";
 import type { Route, Routes } from "./routes.ts";
 
 /** Who may reach what on hosts, by the name in the client certificate. `tunnel` is another replica, which has checked already. */

@@ -17,6 +17,7 @@ import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import { Link, type LinkOptions } from "../../agent/link/link.ts";
 import { createLog } from "../../agent/log.ts";
 import { type HelloIdentity, NONCE_HEADER, newNonce, signHello, verifyHello } from "../../protocol/hello.ts";
+import { linkFigures } from "../../protocol/link.ts";
 import { type IncomingStream, Session } from "../../protocol/mux.ts";
 import { requestWebSocket } from "../../protocol/websocket.ts";
 import { createLog as createServiceLog } from "../../services/kit/log.ts";
@@ -794,14 +795,17 @@ test("how a link is doing is known at every gateway", async () => {
 		host: "host-1",
 		state: "Connected",
 		gateway: "tunnel-0",
-		streams: { open: 1, stalled: 0 },
-		services: { "kube-apiserver": 1 },
-		bytesToHost: { control: 0, interactive: 5, bulk: 0 },
-		bytesFromHost: { interactive: 5 },
-		reconnects: 0,
-		ends: [],
+		tunnel: {
+			streams: { open: 1, stalled: 0 },
+			services: { "kube-apiserver": 1 },
+			bytesToHost: { control: 0, interactive: 5, bulk: 0 },
+			bytesFromHost: { interactive: 5 },
+			reconnects: 0,
+			ends: [],
+		},
 	};
-	expect(await link(one)).toMatchObject([200, figures]);
+	const [status, answer] = await link(one);
+	expect([status, linkFigures.parse(answer)]).toMatchObject([200, figures]);
 	await vi.waitFor(async () => expect(await link(two)).toMatchObject([200, figures]));
 	expect(await link(one, "prometheus")).toMatchObject([403, { code: "Forbidden" }]);
 	expect(await link(one, "clusters", "host-9")).toMatchObject([503, { code: "HostNotConnected" }]);
@@ -809,5 +813,5 @@ test("how a link is doing is known at every gateway", async () => {
 	session?.destroy();
 	await vi.waitFor(() => expect(agent.link.session).not.toBe(session));
 	await agent.up();
-	expect(await link(one)).toMatchObject([200, { reconnects: 1, ends: [{ reason: "TunnelClosed" }] }]);
+	expect(await link(one)).toMatchObject([200, { tunnel: { reconnects: 1, ends: [{ reason: "TunnelClosed" }] } }]);
 });
