@@ -96,7 +96,7 @@ test("garbage is recognised or waited for, never anything else", () => {
 });
 
 test.each([
-	["a type that there isn't", Buffer.from([12, 0, 0, 0, 0, 0, 0, 0])],
+	["a type that there isn't", Buffer.from([13, 0, 0, 0, 0, 0, 0, 0])],
 	["a control frame that is too long", header(FrameType.OPEN, MAX_CONTROL_BYTES + 1)],
 	["data that is too long", header(FrameType.DATA, MAX_DATA_BYTES + 1)],
 	["data without data", header(FrameType.DATA, 0)],

@@ -17,6 +17,8 @@ export const FrameType = {
 	PING: 9,
 	PONG: 10,
 	GOAWAY: 11,
+	/** Gives unused credit back to who gave it; only to peers with the capability `release`. */
+	RELEASE: 12,
 } as const;
 export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 
@@ -112,7 +114,7 @@ export class FrameParser {
 		}
 		const type = header[start] as number;
 		const length = header.readUIntBE(start + 1, 3);
-		if (type < FrameType.HELLO || type > FrameType.GOAWAY) throw protocolError(`unknown frame type ${type}`);
+		if (type < FrameType.HELLO || type > FrameType.RELEASE) throw protocolError(`unknown frame type ${type}`);
 		const limit = type === FrameType.DATA ? MAX_DATA_BYTES : MAX_CONTROL_BYTES;
 		if (length > limit) throw protocolError(`frame of ${length} bytes, ${limit} are allowed`);
 		if (length === 0 && type === FrameType.DATA) throw protocolError("DATA frame without data");

@@ -383,7 +383,13 @@ test("more streams than allowed are refused, the others live", async () => {
 
 test("windows grow when the round trip is what limits, and shrink to the least when the budget is used up", async () => {
 	const { a, b } = connect({
-		limits: { budget: 200 * 1024, initialWindow: 64 * 1024, minWindow: 16 * 1024, maxWindow: 512 * 1024 },
+		limits: {
+			budget: 200 * 1024,
+			initialWindow: 64 * 1024,
+			minWindow: 16 * 1024,
+			maxWindow: 512 * 1024,
+			maxStreams: 6,
+		},
 	});
 	// A clock of the test's own: a round trip takes some time, and half a window is then used up in none.
 	let time = 0;
@@ -404,7 +410,7 @@ test("windows grow when the round trip is what limits, and shrink to the least w
 
 	const streams = [];
 	for (let count = 0; count < 6; count++) streams.push(await pair(a, b));
-	expect(streams.map(([, theirs]) => theirs.window / 1024)).toEqual([64, 64, 64, 16, 16, 16]);
+	expect(streams.map(([, theirs]) => theirs.window / 1024)).toEqual([64, 64, 16, 16, 16, 16]);
 	for (const [mine, theirs] of streams) {
 		const all = collect(theirs);
 		theirs.end();
@@ -412,6 +418,20 @@ test("windows grow when the round trip is what limits, and shrink to the least w
 		expect(await all).toMatchObject({ length: 300_000, complete: true });
 	}
 });
+
+test("a stream that has been quiet gives a large window back, and can be used after that", async () => {
+	// The clock stands still: every round is quick, so windows grow however busy the machine is.
+	const { a, b } = connect({ limits: { initialWindow: 32 * 1024, pingAfterMs: 40 }, now: () => 0 });
+	const [mine, theirs] = await pair(a, b);
+	theirs.resume();
+	mine.write(bytes(1_000_000));
+	await vi.waitFor(() => expect(mine.writableLength).toBe(0), { timeout: 20_000 });
+	await vi.waitFor(() => expect([theirs.window, theirs.reserved]).toEqual([32 * 1024, 32 * 1024]), { timeout: 20_000 });
+	const all = collect(theirs);
+	mine.resume().end(bytes(1_000_000));
+	theirs.end();
+	expect(await all).toMatchObject({ length: 1_000_000, complete: true });
+}, 60_000);
 
 test("after GOAWAY open streams go on and new ones are not opened; drain ends the session when they are done", async () => {
 	const { a, b } = connect();

@@ -12,6 +12,7 @@ import {
 import { type HelloIdentity, parseHelloIdentity } from "./hello.ts";
 import { type Lane, lanes, type StreamHost, TunnelStream } from "./stream.ts";
 import type { Transport } from "./transport.ts";
+import { WindowBudget, type WindowLimits } from "./window.ts";
 
 /**
  * Many streams over one connection, in both directions, with credit per stream.
@@ -22,6 +23,8 @@ import type { Transport } from "./transport.ts";
  */
 
 export const PROTOCOL_VERSIONS = [1] as const;
+/** What this end understands beyond version 1; frames that need one go only to peers that have it. */
+const CAPABILITIES = ["release"] as const;
 
 /** What both ends say first. Fields that an end doesn't know are ignored, so newer ends may say more. */
 export interface Hello {
@@ -50,15 +53,7 @@ export interface GoAway {
 	reconnectAfterMs?: number;
 }
 
-export interface SessionLimits {
-	/** Streams that the peer may have open at once. */
-	maxStreams: number;
-	/** Credit a stream starts with, and the most it grows to. */
-	initialWindow: number;
-	maxWindow: number;
-	/** Sum of all windows; when it is used up, new streams get `minWindow`. */
-	budget: number;
-	minWindow: number;
+export interface SessionLimits extends WindowLimits {
 	/** Bytes that are handed to the transport ahead of time. */
 	inTransport: number;
 	/** Small frames that may wait for a peer that doesn't read. */
@@ -177,7 +172,7 @@ export class Session extends EventEmitter<SessionEvents> {
 	readonly #incoming = new Map<number, PendingAccept>();
 	#nextId: number;
 	#lastPeerId = 0;
-	#windows = 0;
+	readonly #budget: WindowBudget;
 
 	readonly #control: Buffer[] = [];
 	#controlBytes = 0;
@@ -215,6 +210,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		this.#transport = transport;
 		this.#options = options;
 		this.limits = { ...defaultLimits, ...options.limits };
+		this.#budget = new WindowBudget(this.limits);
 		this.#now = options.now ?? (() => performance.now());
 		this.#heardAt = this.#now();
 		this.#nextId = options.role === "client" ? 1 : 2;
@@ -238,7 +234,8 @@ export class Session extends EventEmitter<SessionEvents> {
 				this.#credits.set(stream.id, (this.#credits.get(stream.id) ?? 0) + amount);
 				this.#planTurn();
 			},
-			tuneWindow: (window, elapsed) => this.#tuneWindow(window, elapsed),
+			tune: (round) => this.#budget.tune(round, this.#rtt ?? 0),
+			reserve: (change) => this.#budget.change(change),
 			abandoned: (stream, error) => {
 				this.#sendReset(stream.id, error);
 				this.#forget(stream);
@@ -257,7 +254,7 @@ export class Session extends EventEmitter<SessionEvents> {
 			JSON.stringify({
 				...options.hello,
 				versions: PROTOCOL_VERSIONS,
-				capabilities: options.hello.capabilities ?? [],
+				capabilities: [...CAPABILITIES, ...(options.hello.capabilities ?? [])],
 				window: this.limits.initialWindow,
 			} satisfies Hello),
 		);
@@ -338,7 +335,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		let id: number | undefined;
 		const fail = (error: GroundplaneError) => {
 			if (id !== undefined && this.#opening.delete(id)) {
-				this.#windows -= window;
+				this.#budget.close(window);
 				this.#sendReset(id, error);
 			}
 			reject(error);
@@ -356,7 +353,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		const begin = () => {
 			if (signal?.aborted) return onAbort();
 			if (this.leaving) return reject(this.#leavingError());
-			window = this.#newWindow();
+			window = this.#budget.open();
 			id = this.#nextId;
 			this.#nextId += 2;
 			this.#opening.set(id, { service, lane, window, resolve, reject });
@@ -452,6 +449,13 @@ export class Session extends EventEmitter<SessionEvents> {
 				if (!stream.receiveEnd()) throw protocolError(`second FIN on stream ${id}`);
 				return;
 			}
+			case FrameType.RELEASE: {
+				if (payload.length !== 4) throw protocolError("RELEASE is four bytes long");
+				const stream = this.#streams.get(id);
+				if (stream === undefined) return this.#expectKnown(id, "RELEASE");
+				if (!stream.receiveRelease(payload.readUInt32BE(0))) throw protocolError(`too much released on stream ${id}`);
+				return;
+			}
 			case FrameType.RESET:
 				return this.#onReset(id, payload);
 			case FrameType.PING:
@@ -538,7 +542,7 @@ export class Session extends EventEmitter<SessionEvents> {
 				if (!this.#answer(id, pending)) {
 					throw tunnelClosed("the stream was given up before it was accepted", "Nothing: the other end tries again.");
 				}
-				const granted = this.#newWindow();
+				const granted = this.#budget.open();
 				const stream = this.#addStream(id, service, lane as Lane, pending.credit, granted);
 				this.#send(FrameType.ACCEPT, id, JSON.stringify({ window: granted }));
 				return stream;
@@ -570,7 +574,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		const pending = this.#opening.get(id);
 		if (pending === undefined) return this.#expectKnown(id, "REFUSE");
 		this.#opening.delete(id);
-		this.#windows -= pending.window;
+		this.#budget.close(pending.window);
 		const { code, message } = parse(payload);
 		pending.reject(
 			new GroundplaneError(errorCode(code), text(message), { next: "Look at the log of the end that refused." }),
@@ -616,7 +620,7 @@ export class Session extends EventEmitter<SessionEvents> {
 	#forget(stream: TunnelStream): void {
 		if (!this.#streams.delete(stream.id)) return;
 		this.#credits.delete(stream.id);
-		this.#windows -= stream.window;
+		this.#budget.close(stream.reserved);
 		this.#setStarved(stream, false);
 	}
 
@@ -634,23 +638,6 @@ export class Session extends EventEmitter<SessionEvents> {
 		stream.silenced = true;
 		this.#forget(stream);
 		stream.destroy(error);
-	}
-
-	#newWindow(): number {
-		const { initialWindow, minWindow, budget } = this.limits;
-		const window = this.#windows + initialWindow <= budget ? initialWindow : minWindow;
-		this.#windows += window;
-		return window;
-	}
-
-	/** Half a window went in `elapsed` ms: when that is less than two round trips the window, not the line, was the limit. */
-	#tuneWindow(window: number, elapsed: number): number {
-		const { maxWindow, minWindow, budget } = this.limits;
-		let next = window;
-		if (this.#windows > budget) next = Math.max(minWindow, Math.floor(window / 2));
-		else if (elapsed < 2 * (this.#rtt ?? 0)) next = Math.min(maxWindow, window * 2, window + budget - this.#windows);
-		this.#windows += next - window;
-		return next;
 	}
 
 	// Sending
@@ -800,6 +787,7 @@ export class Session extends EventEmitter<SessionEvents> {
 			);
 			return;
 		}
+		this.#releaseIdleCredit();
 		const now = this.#now();
 		const silent = now - this.#heardAt;
 		const asked = this.#pingSentAt;
@@ -812,6 +800,18 @@ export class Session extends EventEmitter<SessionEvents> {
 			this.#watchOver(Math.max(1, pingTimeoutMs - (now - asked)));
 		} else {
 			this.#watchOver(Math.max(1, pingAfterMs - silent));
+		}
+	}
+
+	/** Streams that have been quiet for a while give large windows back, so that the peer has them for others. */
+	#releaseIdleCredit(): void {
+		if (this.#peer?.capabilities.includes("release") !== true) return;
+		for (const stream of this.#streams.values()) {
+			const amount = stream.releaseIdleCredit(this.limits.initialWindow);
+			if (amount === 0) continue;
+			const payload = Buffer.allocUnsafe(4);
+			payload.writeUInt32BE(amount, 0);
+			this.#send(FrameType.RELEASE, stream.id, payload);
 		}
 	}
 

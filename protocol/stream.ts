@@ -1,10 +1,14 @@
 import { Duplex } from "node:stream";
 import { GroundplaneError } from "./errors.ts";
 import { MIN_DATA_COST } from "./frames.ts";
+import type { Round } from "./window.ts";
 
 /** In this order a session serves what waits; within a lane streams take turns. */
 export const lanes = ["control", "interactive", "bulk"] as const;
 export type Lane = (typeof lanes)[number];
+
+/** Credit goes back in pieces of about this much: each is a TLS record and a system call, but what is held back stands still. */
+const CREDIT_STEP = 128 * 1024;
 
 /** What a stream asks of its session. */
 export interface StreamHost {
@@ -12,8 +16,10 @@ export interface StreamHost {
 	wantsToSend(stream: TunnelStream): void;
 	/** Gives the peer more credit, at the session's next turn. */
 	giveCredit(stream: TunnelStream, amount: number): void;
-	/** How long the stream's window should be from now on, given that the peer used up half of it in `elapsed` ms. */
-	tuneWindow(window: number, elapsed: number): number;
+	/** What the stream's window should be after this round. */
+	tune(round: Round): Pick<Round, "window" | "bestRate">;
+	/** The peer may make the stream keep more or less than before. */
+	reserve(change: number): void;
 	/** The stream ended at this end before both directions were finished: the peer is to know. */
 	abandoned(stream: TunnelStream, error: Error | null): void;
 	/** Both directions are finished on the wire. */
@@ -53,14 +59,20 @@ export class TunnelStream extends Duplex {
 	#written: ((error?: Error | null) => void) | undefined;
 	#finalized: ((error?: Error | null) => void) | undefined;
 	#endSent = false;
+	#sentSince = false;
 
 	window: number;
+	/** What the peer may make this end keep: the window, or what is left of a larger one. */
+	reserved: number;
 	/** Credit ever given to the peer, and ever spent by it. */
 	#given: number;
 	#spent = 0;
 	/** What unread frames cost beyond their bytes. */
 	#surcharge = 0;
-	#givenAt: number;
+	/** The round that goes on: where and when it began, and how fast the stream was when its window was last enlarged. */
+	#roundFrom = 0;
+	#roundAt: number;
+	#bestRate = 0;
 	#endReceived = false;
 
 	constructor(
@@ -75,8 +87,9 @@ export class TunnelStream extends Duplex {
 		this.lane = lane;
 		this.#credit = credit;
 		this.window = window;
+		this.reserved = window;
 		this.#given = window;
-		this.#givenAt = host.now();
+		this.#roundAt = host.now();
 		this.on("error", () => {});
 	}
 
@@ -120,7 +133,10 @@ export class TunnelStream extends Duplex {
 			// May bring the next write, which then fills up the frame, or the end.
 			written();
 		}
-		if (turn.bytes > 0) this.#credit -= Math.max(turn.bytes, MIN_DATA_COST);
+		if (turn.bytes > 0) {
+			this.#credit -= Math.max(turn.bytes, MIN_DATA_COST);
+			this.#sentSince = true;
+		}
 		if (this.#written === undefined && this.#finalized !== undefined && !this.#endSent) {
 			turn.end = true;
 			this.#endSent = true;
@@ -171,14 +187,52 @@ export class TunnelStream extends Duplex {
 		const unread = this.readableLength;
 		if (unread === 0) this.#surcharge = 0;
 		const consumed = this.#spent - unread - this.#surcharge;
-		if (consumed + this.window - this.#given < this.window / 2) return;
-		const now = this.#host.now();
-		this.window = this.#host.tuneWindow(this.window, now - this.#givenAt);
-		this.#givenAt = now;
+		if (consumed + this.window - this.#given < Math.min(this.window / 2, Math.max(CREDIT_STEP, this.window / 16)))
+			return;
+		this.#measure(consumed);
 		const due = consumed + this.window - this.#given;
-		if (due <= 0) return;
-		this.#given += due;
-		this.#host.giveCredit(this, due);
+		if (due > 0) {
+			this.#given += due;
+			this.#host.giveCredit(this, due);
+		}
+		this.#reserve(Math.max(this.window, this.#given - consumed));
+	}
+
+	/** When a whole window has been consumed it is judged. */
+	#measure(consumed: number): void {
+		const bytes = consumed - this.#roundFrom;
+		if (bytes < this.window) return;
+		const now = this.#host.now();
+		const round = { window: this.window, bytes, elapsedMs: now - this.#roundAt, bestRate: this.#bestRate };
+		({ window: this.window, bestRate: this.#bestRate } = this.#host.tune(round));
+		this.#roundFrom = consumed;
+		this.#roundAt = now;
+	}
+
+	#reserve(reserved: number): void {
+		if (reserved === this.reserved) return;
+		this.#host.reserve(reserved - this.reserved);
+		this.reserved = reserved;
+	}
+
+	/** The peer gave unused credit back. False when it had not so much. */
+	receiveRelease(amount: number): boolean {
+		this.#given -= amount;
+		if (this.#given < this.#spent) return false;
+		this.window = Math.max(1, this.window - amount);
+		this.#bestRate = 0;
+		this.#reserve(Math.max(0, this.reserved - amount));
+		return true;
+	}
+
+	/** Credit beyond `kept` of a stream that has sent nothing since it was last asked; it is gone then. */
+	releaseIdleCredit(kept: number): number {
+		const idle = !this.#sentSince && this.#written === undefined && this.#credit > kept;
+		this.#sentSince = false;
+		if (!idle) return 0;
+		const amount = Math.min(this.#credit - kept, 0xffff_ffff);
+		this.#credit -= amount;
+		return amount;
 	}
 
 	#settle(): void {

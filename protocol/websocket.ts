@@ -193,6 +193,8 @@ function webSocketTransport(
 	let over = false;
 	socket.on("error", (error) => {
 		failure ??= error;
+		// A TLS socket that could not read a record stays open.
+		socket.destroy();
 	});
 
 	const write = (opcode: number, payload: Buffer): void => {

@@ -4,26 +4,35 @@ import { runProgram } from "../lib/program.ts";
 import { type Figure, table } from "./figures.ts";
 import { footprint } from "./footprint.ts";
 import { lifecycle } from "./lifecycle.ts";
+import { tunnel } from "./tunnel.ts";
 
-const benches: Readonly<Record<string, (demo: Demo) => Promise<Figure[]>>> = { footprint, lifecycle };
+interface Options {
+	json?: boolean;
+	lab?: string;
+}
+
+const report = (line: string) => console.error(line);
+const demo = (lab: string) => new Demo({ lab, report });
+
+const benches: Readonly<Record<string, (options: Options) => Promise<Figure[]>>> = {
+	footprint: ({ lab = "demo" }) => footprint(demo(lab)),
+	lifecycle: ({ lab = "bench" }) => lifecycle(demo(lab)),
+	tunnel: () => tunnel({ report }),
+};
 
 const command = new Command("hack/bench")
 	.description(
-		"Measures against the targets of the project.\n\n  footprint   what a running, idle demo takes (needs hack/up)\n  lifecycle   how long things take (makes a lab of its own, and removes it)",
+		"Measures against the targets of the project.\n\n  footprint   what a running, idle demo takes (needs hack/up)\n  lifecycle   how long things take (makes a lab of its own, and removes it)\n  tunnel      how fast the tunnel is, beside a TLS connection of Node's (needs nothing)",
 	)
 	.argument("<bench>", `one of ${Object.keys(benches).join(", ")}`)
 	.option("--json", "print an array of {name, value, unit, target, ok}")
 	.option("--lab <name>", "name of the lab", process.env.GROUNDPLANE_LAB)
-	.action(async (name: string, { json, lab }: { json?: boolean; lab?: string }) => {
+	.action(async (name: string, options: Options) => {
 		const bench = benches[name];
 		if (bench === undefined)
 			return command.error(`There is no bench named ${name}. Benches: ${Object.keys(benches).join(", ")}.`);
-		const demo = new Demo({
-			lab: lab ?? (name === "lifecycle" ? "bench" : "demo"),
-			report: (line) => console.error(line),
-		});
-		const figures = await bench(demo);
-		console.log(json === true ? JSON.stringify(figures, undefined, 2) : table(figures));
+		const figures = await bench(options);
+		console.log(options.json === true ? JSON.stringify(figures, undefined, 2) : table(figures));
 	});
 
 await runProgram(command);

@@ -1,0 +1,76 @@
+import fc from "fast-check";
+import { expect, test } from "vitest";
+import { WindowBudget, type WindowLimits } from "./window.ts";
+
+const KB = 1024;
+const limits: WindowLimits = {
+	initialWindow: 256 * KB,
+	minWindow: 16 * KB,
+	maxWindow: 4096 * KB,
+	budget: 64 * 1024 * KB,
+	maxStreams: 1024,
+};
+
+/** A stream over a line: how its window comes out after some rounds. */
+function settle({ rate, rttMs }: { rate: number; rttMs: number }, budget = new WindowBudget(limits)): number {
+	let state = { window: budget.open(), bestRate: 0 };
+	for (let round = 0; round < 20; round++) {
+		const { window } = state;
+		const next = budget.tune({ ...state, bytes: window, elapsedMs: Math.max(rttMs, window / rate) }, rttMs);
+		budget.change(next.window - window);
+		state = next;
+	}
+	return state.window / KB;
+}
+
+test.each([
+	["a local line, 800 MB/s", { rate: 800_000, rttMs: 0.2 }, 512],
+	["a fast processor far away: 100 ms, 1 Gbit/s", { rate: 125_000, rttMs: 100 }, 4096],
+	["20 ms, 1 Gbit/s: 2.5 MB on the line", { rate: 125_000, rttMs: 20 }, 4096],
+	["10 ms, 400 Mbit/s: 500 KB on the line", { rate: 50_000, rttMs: 10 }, 1024],
+	["a thin line, 10 Mbit/s and 30 ms", { rate: 1_250, rttMs: 30 }, 256],
+	["a stream that has little to say", { rate: 10, rttMs: 5 }, 256],
+])("%s", (_name, line, window) => {
+	expect(settle(line)).toBe(window);
+});
+
+test("what may be kept is never more than the budget, whatever streams come and go", () => {
+	const act = fc.oneof(
+		fc.constant({ kind: "open" as const }),
+		fc.record({ kind: fc.constant("close" as const), which: fc.nat() }),
+		fc.record({ kind: fc.constant("round" as const), which: fc.nat(), ms: fc.nat(100) }),
+	);
+	fc.assert(
+		fc.property(fc.array(act, { maxLength: 400 }), fc.constantFrom(64, 300, 5_000), (acts, budgetKb) => {
+			const few = { ...limits, minWindow: 4 * KB, maxStreams: 16, budget: budgetKb * KB };
+			const budget = new WindowBudget(few);
+			const streams: { window: number; bestRate: number }[] = [];
+			for (const act of acts) {
+				if (act.kind === "open" && streams.length < few.maxStreams)
+					streams.push({ window: budget.open(), bestRate: 0 });
+				if (streams.length === 0) continue;
+				if (act.kind === "close")
+					budget.close((streams.splice(act.which % streams.length, 1)[0] as { window: number }).window);
+				if (act.kind === "round") {
+					const index = act.which % streams.length;
+					const stream = streams[index] as { window: number; bestRate: number };
+					const next = budget.tune({ ...stream, bytes: stream.window, elapsedMs: act.ms }, 50);
+					budget.change(next.window - stream.window);
+					streams[index] = next;
+				}
+				expect(budget.reserved).toBe(streams.reduce((sum, { window }) => sum + window, 0));
+				expect(budget.reserved).toBeLessThanOrEqual(few.budget);
+				for (const { window } of streams) expect(window).toBeGreaterThanOrEqual(few.minWindow);
+			}
+		}),
+	);
+});
+
+test("a large window makes way when the budget gets short", () => {
+	const budget = new WindowBudget({ ...limits, budget: 8 * 1024 * KB, maxStreams: 32 });
+	const grown = settle({ rate: 125_000, rttMs: 100 }, budget);
+	expect(grown).toBe(4096);
+	for (let count = 0; count < 8; count++) budget.open();
+	const after = budget.tune({ window: grown * KB, bytes: grown * KB, elapsedMs: 100, bestRate: 1 }, 100);
+	expect(after.window).toBe(2048 * KB);
+});

@@ -1,0 +1,90 @@
+/**
+ * How much credit streams have: the windows of a session, within its budget.
+ */
+
+export interface WindowLimits {
+	/** Credit a stream starts with, the least it gets when the budget is used up, and the most it grows to. */
+	initialWindow: number;
+	minWindow: number;
+	maxWindow: number;
+	/** All that the peer may make this end keep, in bytes. */
+	budget: number;
+	/** So many streams can always be opened with the least window. */
+	maxStreams: number;
+}
+
+/** One whole window has been used up. */
+export interface Round {
+	window: number;
+	bytes: number;
+	elapsedMs: number;
+	/** Bytes a millisecond when the window was last enlarged; 0 when it never was. */
+	bestRate: number;
+}
+
+/** A window that takes longer than this to be used up, and than four round trips, is not what limits. */
+const QUICK_MS = 50;
+/** An enlarged window is worth it when it makes the stream this much faster. */
+const GAIN = 1.2;
+/** This part of the budget stays free for streams to come. */
+const KEPT_FREE = 1 / 4;
+
+/** The promises made to a peer. Everything that is granted is reserved until it is consumed or given up. */
+export class WindowBudget {
+	readonly #limits: WindowLimits;
+	#reserved = 0;
+	#streams = 0;
+
+	constructor(limits: WindowLimits) {
+		this.#limits = limits;
+	}
+
+	/** All that the peer may make this end keep now. */
+	get reserved(): number {
+		return this.#reserved;
+	}
+
+	/** What is left beside the least windows of all streams that may still come. */
+	get room(): number {
+		const { budget, minWindow, maxStreams } = this.#limits;
+		return budget - this.#reserved - minWindow * Math.max(0, maxStreams - this.#streams);
+	}
+
+	/** Reserves the window of a new stream. */
+	open(): number {
+		const { initialWindow, minWindow } = this.#limits;
+		const window = this.room - initialWindow + minWindow >= 0 ? initialWindow : minWindow;
+		this.#streams++;
+		this.#reserved += window;
+		return window;
+	}
+
+	/** A stream that held this much has ended. */
+	close(reserved: number): void {
+		this.#streams--;
+		this.#reserved -= reserved;
+	}
+
+	/** A stream holds more or less than before. */
+	change(by: number): void {
+		this.#reserved += by;
+	}
+
+	/**
+	 * The window of a stream after a round. It doubles as long as that makes the stream faster, so it comes to hold about two
+	 * bandwidth-delay products, measured with everything in them (the line, the kernels, waiting for a processor), and not more:
+	 * what a line can't take would only stand in a queue before what is urgent. It is halved when the budget runs out.
+	 */
+	tune({ window, bytes, elapsedMs, bestRate }: Round, rttMs: number): Pick<Round, "window" | "bestRate"> {
+		const { initialWindow, minWindow, maxWindow, budget } = this.#limits;
+		const spare = this.room - budget * KEPT_FREE;
+		if (this.room < 0) return { window: Math.max(minWindow, Math.floor(window / 2)), bestRate };
+		if (spare < 0 && window > initialWindow) {
+			return { window: Math.max(initialWindow, Math.floor(window / 2)), bestRate: 0 };
+		}
+		const rate = bytes / Math.max(elapsedMs, 0.001);
+		if (elapsedMs > Math.max(QUICK_MS, 4 * rttMs) || rate < GAIN * bestRate) return { window, bestRate };
+		const larger = Math.min(maxWindow, 2 * window, window + Math.max(0, Math.floor(spare)));
+		return larger > window ? { window: larger, bestRate: rate } : { window, bestRate };
+	}
+}
