@@ -755,6 +755,12 @@ describe("prometheus", () => {
 								series: `up{job="services",component="${component}"}`,
 								values: "1x40",
 							})),
+							{ series: 'groundplane_tunnel_connections_total{result="Overloaded"}', values: "0+6x40" },
+							{ series: "groundplane_tunnel_hosts", values: "10x40" },
+							{ series: 'groundplane_tunnel_reconnects_total{reason="TunnelClosed"}', values: "0x10 0+2x30" },
+							{ series: 'groundplane_tunnel_reconnects_total{reason="Superseded"}', values: "0+20x40" },
+							{ series: 'groundplane_tunnel_open_seconds_count{result="ok"}', values: "0+60x40" },
+							{ series: 'groundplane_tunnel_open_seconds_count{result="ServiceNotAllowed"}', values: "0+60x40" },
 						],
 						alert_rule_test: [
 							{ eval_time: "10m", alertname: "HostDown", exp_alerts: [] },
@@ -772,6 +778,35 @@ describe("prometheus", () => {
 								],
 							},
 							{ eval_time: "20m", alertname: "ServiceDown", exp_alerts: [] },
+							{
+								eval_time: "20m",
+								alertname: "TunnelOverloaded",
+								exp_alerts: [
+									{
+										exp_labels: { severity: "warning" },
+										exp_annotations: {
+											summary: "Tunnel gateways turn hosts or requests away because they have too much to do",
+											next: "Give the region more gateways (Region.spec.tunnel.replicas); look at the dashboard's row Tunnel for what keeps them busy.",
+										},
+									},
+								],
+							},
+							// Renewed certificates and refusals of a host's own policy are no alarm.
+							{ eval_time: "10m", alertname: "TunnelsUnstable", exp_alerts: [] },
+							{
+								eval_time: "40m",
+								alertname: "TunnelsUnstable",
+								exp_alerts: [
+									{
+										exp_labels: { severity: "warning" },
+										exp_annotations: {
+											summary: "Hosts lose their tunnels again and again",
+											next: 'The dashboard\'s panel "Hosts that came back" has the reasons; gp host link HOST and gp-agent doctor on a host say more.',
+										},
+									},
+								],
+							},
+							{ eval_time: "40m", alertname: "TunnelStreamsFail", exp_alerts: [] },
 							{
 								eval_time: "20m",
 								alertname: "ServiceMissing",

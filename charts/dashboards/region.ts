@@ -159,11 +159,64 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
 			queries: { "{{instance}}": "groundplane_tunnel_hosts" },
 		},
 		{
+			title: "Handshakes",
+			kind: "graph",
+			unit: "none",
+			description: "Connections of hosts that are not open yet: waiting for their turn, and under way.",
+			queries: { "{{state}}": "sum by (state) (groundplane_tunnel_handshakes)" },
+		},
+		{
+			title: "Connections",
+			kind: "graph",
+			unit: "ops",
+			description: "Connections of hosts a second, by what came of them.",
+			queries: { "{{result}}": "sum by (result) (rate(groundplane_tunnel_connections_total[5m]))" },
+		},
+		{
+			title: "Hosts that came back",
+			kind: "graph",
+			unit: "none",
+			description: "Reconnects in ten minutes, by the reason for which the last tunnel had ended.",
+			queries: {
+				"{{reason}}": "sum by (reason) (increase(groundplane_tunnel_reconnects_total[10m])) or vector(0)",
+			},
+		},
+		{
+			title: "Tunnels that ended",
+			kind: "graph",
+			unit: "none",
+			description: "Tunnels that ended in ten minutes, by reason.",
+			queries: {
+				"{{reason}}": "sum by (reason) (increase(groundplane_tunnel_disconnects_total[10m])) or vector(0)",
+			},
+		},
+		{
 			title: "Streams",
 			kind: "graph",
 			unit: "none",
 			description: "Open streams by service.",
 			queries: { "{{service}}": "sum by (service) (groundplane_tunnel_streams)" },
+		},
+		{
+			title: "Time to open a stream, 95 of 100",
+			kind: "graph",
+			unit: "s",
+			description: "95 of 100 streams to hosts were open within this time.",
+			queries: {
+				"{{service}}":
+					'histogram_quantile(0.95, sum by (service, le) (rate(groundplane_tunnel_open_seconds_bucket{result="ok"}[10m])))',
+			},
+		},
+		{
+			title: "Streams that did not open",
+			kind: "graph",
+			unit: "ops",
+			description:
+				"Streams a second that were not opened, by the code of the error; those that hosts wanted beyond their budget, too.",
+			queries: {
+				"{{result}}": 'sum by (result) (rate(groundplane_tunnel_open_seconds_count{result!="ok"}[5m])) or vector(0)',
+				"over budget": "sum(rate(groundplane_tunnel_refused_streams_total[5m])) or vector(0)",
+			},
 		},
 		{
 			title: "Bytes through tunnels",
@@ -176,11 +229,39 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
 			},
 		},
 		{
+			title: "Busiest hosts",
+			kind: "graph",
+			unit: "Bps",
+			description:
+				'The ten hosts that carry most, by lane, both directions. Hosts beyond the first 200 are together as "other".',
+			queries: {
+				"{{host}} {{lane}}": "topk(10, sum by (host, lane) (rate(groundplane_tunnel_host_bytes_total[5m])))",
+			},
+		},
+		{
 			title: "Round trip",
 			kind: "graph",
 			unit: "s",
-			description: "From the gateway to hosts and back: the median and the slowest host.",
+			description: "From the gateway to hosts and back: the median, 99 of 100, and the slowest host.",
 			queries: { "{{which}}": "max by (which) (groundplane_tunnel_rtt_seconds)" },
+		},
+		{
+			title: "Waiting for hosts",
+			kind: "graph",
+			unit: "bytes",
+			description: "Bytes that wait at each gateway to be sent to hosts.",
+			queries: { "{{instance}}": "groundplane_tunnel_queued_bytes" },
+		},
+		{
+			title: "Stalled",
+			kind: "graph",
+			unit: "none",
+			description:
+				"Tunnels that have, at any time, a stream whose data waits for the other end to read; and such streams now.",
+			queries: {
+				tunnels: "sum(rate(groundplane_tunnel_stalled_seconds_total[5m]))",
+				streams: "sum(groundplane_tunnel_starved_streams)",
+			},
 		},
 	],
 	Plane: [
