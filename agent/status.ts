@@ -49,6 +49,9 @@ export function describeStatus(status: AgentStatus, running: boolean): string {
 				? `Tunnel    open since ${since} to ${link.gateway}${link.rttMs === undefined ? "" : `, round trip ${link.rttMs.toFixed(1)} ms`}`
 				: `Tunnel    down since ${since}`,
 		);
+		if (link.connected && link.opened) {
+			lines.push("          a proxy opens up its TLS, and can read and change what passes");
+		}
 		if (!link.connected && link.lastError) {
 			lines.push(`          ${link.lastError.code}: ${link.lastError.detail}`, `          → ${link.lastError.next}`);
 		}

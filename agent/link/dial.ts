@@ -48,7 +48,8 @@ export interface DialTarget extends Way, Trust {
 export interface Dialled {
 	transport: Transport;
 	localAddress: string | undefined;
-	remoteAddress: string | undefined;
+	/** Lets the next dials try other addresses first. */
+	avoid: () => void;
 	/** Somebody on the way has opened up TLS, so both ends have to prove in HELLO who they are, over these nonces. */
 	opened?: { hostNonce: string; gatewayNonce: string };
 }
@@ -71,7 +72,7 @@ export async function dial(target: DialTarget, signal: AbortSignal): Promise<Dia
 		return {
 			transport,
 			localAddress,
-			remoteAddress,
+			avoid: () => addresses.demote(remoteAddress),
 			...(hostNonce !== undefined && gatewayNonce !== undefined && { opened: { hostNonce, gatewayNonce } }),
 		};
 	} catch (error) {

@@ -31,6 +31,8 @@ export interface LinkState {
 	since: number;
 	gateway?: string;
 	reconnects: number;
+	/** A proxy of the customer's opens up TLS: it can read and change what passes. */
+	opened?: true;
 	rttMs?: number;
 	lastError?: ReturnType<GroundplaneError["toJSON"]>;
 }
@@ -57,6 +59,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 	/** The newest session that is not over. */
 	#session: Session | undefined;
 	#localAddress: string | undefined;
+	#upAt = 0;
 	#state: LinkState = { connected: false, since: Date.now(), reconnects: -1 };
 	#renew: (() => void) | undefined;
 	#wake: (() => void) | undefined;
@@ -88,10 +91,9 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		let awaySince = performance.now();
 		for (let attempt = 0; !signal.aborted; attempt++) {
 			let left: Leaving;
-			const started = performance.now();
 			try {
 				left = await this.#connectAndHold(signal);
-				if (performance.now() - started > GOOD_MS || left === "renew") {
+				if (performance.now() - this.#upAt > GOOD_MS || left === "renew") {
 					attempt = -1;
 					awaySince = performance.now();
 				}
@@ -101,7 +103,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 			if (signal.aborted) break;
 			if (left === "renew") continue;
 			const { problem, hintMs = problem.details?.retryAfterMs as number | undefined } = left;
-			if (!this.#session || !moves.has(problem.code)) this.#down(problem);
+			if (!this.#session || left.ends) this.#down(problem);
 			const outageMs = performance.now() - awaySince;
 			const { code, message, next } = problem;
 			const pause = pauseBefore({ attempt: Math.max(0, attempt), outageMs, code, hintMs }, this.#random);
@@ -122,10 +124,11 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		const { promise, resolve } = Promise.withResolvers<Leaving>();
 		const onAbort = () => resolve("renew");
 		const onGoAway = ({ code, message, reconnectAfterMs }: GoAway) => {
-			target.addresses?.demote(dialled.remoteAddress);
+			if (moves.has(code)) dialled.avoid();
 			resolve({
 				problem: new GroundplaneError(code, `the gateway says: ${message}`, { next: "Nothing, it passes." }),
 				hintMs: reconnectAfterMs,
+				ends: !moves.has(code),
 			});
 		};
 		session.once("goaway", onGoAway);
@@ -173,11 +176,13 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		return session;
 	}
 
-	#up(session: Session, { localAddress }: Dialled): void {
+	#up(session: Session, { localAddress, opened }: Dialled): void {
 		this.#session = session;
 		this.#localAddress = localAddress;
+		this.#upAt = performance.now();
 		const gateway = session.peer?.name ?? "";
-		this.#state = { connected: true, since: Date.now(), gateway, reconnects: this.#state.reconnects + 1 };
+		const reconnects = this.#state.reconnects + 1;
+		this.#state = { connected: true, since: Date.now(), gateway, reconnects, ...(opened && { opened: true }) };
 		this.#options.log.info({ gateway }, "tunnel open");
 		this.emit("state");
 		this.emit("up", session);
@@ -223,7 +228,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 }
 
 /** Why a tunnel is no longer enough. */
-type Leaving = "renew" | { problem: GroundplaneError; hintMs?: number | undefined };
+type Leaving = "renew" | { problem: GroundplaneError; hintMs?: number | undefined; ends?: boolean };
 
 const noNonces = { hostNonce: "", gatewayNonce: "" };
 

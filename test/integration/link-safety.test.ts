@@ -35,6 +35,7 @@ test("with its CA on the host the tunnel opens, and the host is who its key says
 	});
 	await agent.up();
 	expect(await fixture.ask(gateway, "kube-apiserver.host-1:80", "hello")).toBe("you said hello");
+	expect(agent.link.state.opened).toBe(true);
 });
 
 test("without its CA nothing is sent, and whose CA it is gets told", async () => {
@@ -59,6 +60,7 @@ test("with a proxy's CA on the host a region that is reached directly still gets
 	const agent = await fixture.link(gateway.port, { target: { proxyCa } });
 	await agent.up();
 	expect(agent.link.session?.peer?.identity).toBeUndefined();
+	expect(agent.link.state.opened).toBeUndefined();
 });
 
 test("what a host has said once is no good a second time, and does not disturb it", async () => {
