@@ -2,6 +2,7 @@ import { Command } from "commander";
 import { Demo } from "../demo/demo.ts";
 import { runProgram } from "../lib/program.ts";
 import { type Figure, table } from "./figures.ts";
+import { fleet } from "./fleet.ts";
 import { footprint } from "./footprint.ts";
 import { lifecycle } from "./lifecycle.ts";
 import { tunnel } from "./tunnel.ts";
@@ -9,6 +10,8 @@ import { tunnel } from "./tunnel.ts";
 interface Options {
 	json?: boolean;
 	lab?: string;
+	hosts?: string;
+	clusters?: string;
 }
 
 const report = (line: string) => console.error(line);
@@ -18,15 +21,19 @@ const benches: Readonly<Record<string, (options: Options) => Promise<Figure[]>>>
 	footprint: ({ lab = "demo" }) => footprint(demo(lab)),
 	lifecycle: ({ lab = "bench" }) => lifecycle(demo(lab)),
 	tunnel: () => tunnel({ report }),
+	fleet: ({ hosts, clusters }) =>
+		fleet({ ...(hosts && { hosts: Number(hosts) }), ...(clusters && { clusters: Number(clusters) }), report }),
 };
 
 const command = new Command("hack/bench")
 	.description(
-		"Measures against the targets of the project.\n\n  footprint   what a running, idle demo takes (needs hack/up)\n  lifecycle   how long things take (makes a lab of its own, and removes it)\n  tunnel      how fast the tunnel is, beside a TLS connection of Node's (needs nothing)",
+		"Measures against the targets of the project.\n\n  footprint   what a running, idle demo takes (needs hack/up)\n  lifecycle   how long things take (makes a lab of its own, and removes it)\n  tunnel      how fast the tunnel is, beside a TLS connection of Node's (needs nothing)\n  fleet       the plane under simulated hosts: joins, idle, a blackout, clusters (needs nothing)",
 	)
 	.argument("<bench>", `one of ${Object.keys(benches).join(", ")}`)
 	.option("--json", "print an array of {name, value, unit, target, ok}")
 	.option("--lab <name>", "name of the lab", process.env.GROUNDPLANE_LAB)
+	.option("--hosts <number>", "fleet: hosts in the end (1000; figures at 500, 1000, 3000 and 10000 on the way)")
+	.option("--clusters <number>", "fleet: clusters of three hosts (20)")
 	.action(async (name: string, options: Options) => {
 		const bench = benches[name];
 		if (bench === undefined)

@@ -23,6 +23,16 @@ export interface IssuedCertificate {
 	readonly pem: string;
 }
 
+interface Issuer {
+	readonly cert: string;
+	readonly key: string;
+	readonly certificate: x509.X509Certificate;
+	readonly signingKey: CryptoKey;
+	readonly curve: string;
+	/** What follows a host's certificate, PEM. */
+	readonly chain: string;
+}
+
 /** Serial numbers compare as lower-case hex without separators and leading zeros. */
 export const normalSerial = (serial: string): string => serial.toLowerCase().replaceAll(":", "").replace(/^0+/, "");
 
@@ -67,6 +77,8 @@ export class CertificateAuthority {
 	readonly #region: string;
 	readonly #lifetimeMs: number;
 	readonly #now: () => number;
+	/** The issuer as last read from these files: taking a certificate and a key apart costs more than signing. */
+	#issuer: Issuer | undefined;
 
 	constructor(options: { directory: string; region: string; lifetimeMs: number; now: () => number }) {
 		this.#directory = options.directory;
@@ -82,10 +94,7 @@ export class CertificateAuthority {
 
 	/** A certificate for `host`, whatever else the request asks for. */
 	async issue(host: string, request: CertificateRequest): Promise<IssuedCertificate> {
-		const { cert, key } = await this.#files();
-		const issuer = new x509.X509Certificate(cert);
-		const curve = (issuer.publicKey.algorithm as { namedCurve?: string }).namedCurve ?? "P-256";
-		const signingKey = createPrivateKey(key).toCryptoKey({ name: "ECDSA", namedCurve: curve }, false, ["sign"]);
+		const { certificate: issuer, signingKey, curve, chain } = await this.#readIssuer();
 		const serial = randomBytes(16);
 		// Positive, and no leading zero, so that every library prints it the same way.
 		serial[0] = ((serial[0] ?? 0) & 0x3f) | 0x40;
@@ -99,7 +108,7 @@ export class CertificateAuthority {
 			notBefore,
 			notAfter,
 			publicKey: request.publicKey,
-			signingKey: signingKey as CryptoKey,
+			signingKey,
 			signingAlgorithm: { name: "ECDSA", hash: curve === "P-384" ? "SHA-384" : "SHA-256" },
 			extensions: [
 				new x509.BasicConstraintsExtension(false, undefined, true),
@@ -117,8 +126,19 @@ export class CertificateAuthority {
 			serial: normalSerial(certificate.serialNumber),
 			notBefore,
 			notAfter,
-			pem: `${certificate.toString("pem")}\n${new X509Certificate(cert).toString()}`,
+			pem: `${certificate.toString("pem")}\n${chain}`,
 		};
+	}
+
+	async #readIssuer(): Promise<Issuer> {
+		const { cert, key } = await this.#files();
+		if (this.#issuer?.cert === cert && this.#issuer.key === key) return this.#issuer;
+		const certificate = new x509.X509Certificate(cert);
+		const curve = (certificate.publicKey.algorithm as { namedCurve?: string }).namedCurve ?? "P-256";
+		const signingKey = createPrivateKey(key).toCryptoKey({ name: "ECDSA", namedCurve: curve }, false, ["sign"]);
+		const chain = new X509Certificate(cert).toString();
+		this.#issuer = { cert, key, certificate, curve, chain, signingKey: signingKey as CryptoKey };
+		return this.#issuer;
 	}
 
 	async #files(): Promise<{ cert: string; key: string; ca: string }> {

@@ -48,6 +48,8 @@ interface Sent {
 
 /** Reports come in bursts; the status is written once for all of them. */
 const DEBOUNCE_MS = 250;
+/** How long the first status of a machine that has enrolled waits for its tunnel. */
+const FIRST_DIAL_MS = 5_000;
 /** Every Host is looked at again after this long; machines without a Host more often. */
 const RESYNC_MS = 3_600_000;
 const SWEEP_MS = 10 * 60_000;
@@ -231,6 +233,9 @@ export class HostsController {
 			this.#minorDue.delete(name);
 			return undefined;
 		}
+		// A machine that has just enrolled dials in a moment: one status for both.
+		const age = machine && !machine.link ? now() - machine.enrolledAt.getTime() : Number.POSITIVE_INFINITY;
+		if (age < FIRST_DIAL_MS) return FIRST_DIAL_MS - age;
 		if (wanted.major === written.major) {
 			const waitMs = this.#minorWait(name);
 			if (waitMs > 0) return waitMs;
@@ -294,9 +299,9 @@ interface Written {
 	readonly major: string;
 }
 
-function writtenOf(status: OwnStatus): Written {
-	const { connection, ...rest } = status;
-	return { all: digestOf(status), major: digestOf({ ...rest, state: connection?.state, reason: connection?.reason }) };
+function writtenOf({ connection, ...rest }: OwnStatus): Written {
+	const major = digestOf({ ...rest, state: connection?.state, reason: connection?.reason });
+	return { all: `${major} ${JSON.stringify([connection?.gateway, connection?.address, connection?.since])}`, major };
 }
 
 /** A Host without what its machine reports: most of its bytes, and the inventory has it. */

@@ -4,6 +4,7 @@ import type { GroundplaneError } from "../../protocol/errors.ts";
 import { contentOf, digestOf, nextDocument, renewAt } from "./desired-state.ts";
 import { checkIdentity, checkRequest } from "./enrolment.ts";
 import { type Document, type HostRecord, isStale } from "./inventory.ts";
+import { inBatches } from "./reports.ts";
 import { statusOf } from "./status.ts";
 
 const codeOf = (work: () => unknown): string => {
@@ -140,6 +141,7 @@ describe("status", () => {
 	const machine = (change: Partial<HostRecord> = {}): HostRecord => ({
 		name: "a",
 		machineId: "m",
+		enrolledAt: new Date(0),
 		uid: "u",
 		agentVersion: "1",
 		facts: {} as never,
@@ -195,5 +197,34 @@ describe("status", () => {
 		const first = statusOf(host(), machine(), { now: () => 1000 });
 		const again = statusOf({ ...host(), status: first as never }, machine(), { now: () => 2000 });
 		expect(again).toEqual(first);
+	});
+});
+
+describe("batches of messages", () => {
+	async function* source(): AsyncGenerator<number> {
+		for (const one of [1, 2, 3, 4, 5]) yield one;
+		await new Promise((resolve) => setTimeout(resolve, 20));
+		yield 6;
+	}
+
+	test("hold what is there already, up to their size, and wait for nothing", async () => {
+		const seen: number[][] = [];
+		for await (const batch of inBatches(source(), 3)) seen.push(batch);
+		expect(seen).toEqual([[1, 2, 3], [4, 5], [6]]);
+	});
+
+	test("a source that fails while a batch is worked on fails the reader, not the process", async () => {
+		async function* failing(): AsyncGenerator<number> {
+			yield 1;
+			throw new Error("gone");
+		}
+		const seen: number[][] = [];
+		const read = async () => {
+			for await (const batch of inBatches(failing(), 8)) {
+				seen.push(batch);
+				await new Promise((resolve) => setTimeout(resolve, 5));
+			}
+		};
+		await expect(read()).rejects.toThrow("gone");
 	});
 });

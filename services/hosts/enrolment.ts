@@ -176,10 +176,13 @@ export class Enrolment {
 		const { name, facts } = body;
 		await sql`SELECT pg_advisory_xact_lock(hashtext(${`host/${name}`}))`.execute(transaction);
 		const token = await tokens.check(transaction, bearer, facts.machineId);
-		const [byName, byMachine] = await Promise.all([
-			transaction.selectFrom("hosts").select("machine_id").where("name", "=", name).executeTakeFirst(),
-			transaction.selectFrom("hosts").select("name").where("machine_id", "=", facts.machineId).executeTakeFirst(),
-		]);
+		const known = await transaction
+			.selectFrom("hosts")
+			.select(["name", "machine_id"])
+			.where((where) => where.or([where("name", "=", name), where("machine_id", "=", facts.machineId)]))
+			.execute();
+		const byName = known.find((row) => row.name === name);
+		const byMachine = known.find((row) => row.machine_id === facts.machineId);
 		checkIdentity(name, facts.machineId, token.host_name, { byName, byMachine });
 
 		const issued = await authority.issue(name, csr);
@@ -212,13 +215,6 @@ export class Enrolment {
 	async #ensureHost(name: string, approved: boolean): Promise<{ host: Host; isNew: boolean }> {
 		const { kube, namespace, region } = this.#options;
 		const signal = AbortSignal.timeout(10_000);
-		const existing = await kube.find(hosts, name, namespace, { signal });
-		if (existing) {
-			if (existing.metadata.deletionTimestamp === undefined) return { host: existing, isNew: false };
-			throw new GroundplaneError("Conflict", `The host ${name} is being deleted.`, {
-				next: "Nothing to do: the agent tries again until that is over.",
-			});
-		}
 		try {
 			const host = await kube.create(
 				hosts,
@@ -236,10 +232,13 @@ export class Enrolment {
 			);
 			return { host, isNew: true };
 		} catch (error) {
-			// Somebody was quicker: theirs is as good.
-			if (isAlreadyExists(error)) return { host: await kube.get(hosts, name, namespace, { signal }), isNew: false };
-			throw error;
+			if (!isAlreadyExists(error)) throw error;
 		}
+		const existing = await kube.get(hosts, name, namespace, { signal });
+		if (existing.metadata.deletionTimestamp === undefined) return { host: existing, isNew: false };
+		throw new GroundplaneError("Conflict", `The host ${name} is being deleted.`, {
+			next: "Nothing to do: the agent tries again until that is over.",
+		});
 	}
 
 	async #unmake({ metadata: { name, namespace, uid } }: Host): Promise<void> {

@@ -551,6 +551,30 @@ describe("a host's life", () => {
 		expect((await world.host(name))?.metadata.resourceVersion).toBe(resourceVersion);
 	});
 
+	test("a report that PostgreSQL can't take is dropped and holds up none of those that come with it", async () => {
+		const before = (await world.host(name))?.status?.agent;
+		const facts = (await world.host(name))?.status?.facts as never;
+		const version = (agentVersion: string, certificateNotAfter: string): UpMessage => ({
+			type: "facts",
+			agentVersion,
+			facts,
+			checks,
+			certificateNotAfter,
+		});
+		const { token } = await world.joinToken();
+		expect((await world.enrol(token, await request("bad-reporter"))).status).toBe(201);
+		world.up("bad-reporter", version("0.1.1", "no time at all"));
+		world.up(name, version("0.1.1", before?.certificateNotAfter ?? ""));
+		await statusWhere((h) => h.status?.agent?.version === "0.1.1", "the good report");
+		world.up("bad-reporter", version("0.1.2", before?.certificateNotAfter ?? ""));
+		await eventually(
+			async () =>
+				(await world.database.query("SELECT agent_version FROM hosts WHERE name = 'bad-reporter'")).rows[0]
+					?.agent_version === "0.1.2",
+			"its next report",
+		);
+	});
+
 	test("a document that nobody acknowledges is sent again", async () => {
 		const before = last().generation;
 		await patch({ spec: { maintenance: true } });

@@ -10,6 +10,7 @@ export interface HostRecord {
 	readonly name: string;
 	readonly machineId: string;
 	readonly uid: string;
+	readonly enrolledAt: Date;
 	readonly agentVersion: string;
 	readonly facts: HostFacts;
 	readonly checks: readonly HostCheck[];
@@ -312,6 +313,7 @@ function record(row: Selectable<HostTable>, documents: readonly DocumentRow[]): 
 		name: row.name,
 		machineId: row.machine_id,
 		uid: row.uid,
+		enrolledAt: row.enrolled_at,
 		agentVersion: row.agent_version,
 		facts: row.facts,
 		checks: row.checks,

@@ -208,8 +208,7 @@ function api({
 					const answer = await enrolment.enrol(bearer, body);
 					enrolments.inc({ result: "Enrolled" });
 					log.info({ host: body.name, address: request.ip, approved: answer.approved }, "enrolled a host");
-					// Its tunnel will be up in a moment: one status for both.
-					controller.changed(body.name, 1_500);
+					controller.changed(body.name);
 					return answer;
 				} catch (err) {
 					const code = err instanceof GroundplaneError ? err.code : "Internal";

@@ -217,7 +217,7 @@ func summarize(host *Host) (string, metav1.Condition) {
 		if status.Connection.Reason != "" {
 			why = fmt.Sprintf(" (%s)", status.Connection.Reason)
 		}
-		return say("Disconnected", "False", "HostNotConnected", fmt.Sprintf(
+		return say("Disconnected", "False", "Disconnected", fmt.Sprintf(
 			"The tunnel has been down since %s%s. The host keeps to its last desired state. On the host: systemctl status gp-agent.",
 			status.Connection.Since, why))
 	}
