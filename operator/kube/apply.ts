@@ -38,17 +38,21 @@ export async function applyStatus<T extends KubeObject & { status?: unknown }>(
 	return true;
 }
 
-/** Adds a finalizer unless it is there. Answers the object as it is then; a concurrent change is a conflict. */
+/**
+ * Adds a finalizer unless it is there, and in the same write the annotations that go with it. Answers the object as it is then;
+ * a concurrent change is a conflict.
+ */
 export async function addFinalizer<T extends KubeObject>(
 	client: KubeClient,
 	resource: Resource<T>,
 	object: T,
 	finalizer: string,
 	signal?: AbortSignal,
+	annotations: Readonly<Record<string, string>> = {},
 ): Promise<T> {
-	const finalizers = object.metadata.finalizers ?? [];
+	const { finalizers = [], annotations: old = {} } = object.metadata;
 	if (finalizers.includes(finalizer)) return object;
-	return setFinalizers(client, resource, object, [...finalizers, finalizer], signal);
+	return setFinalizers(client, resource, object, [...finalizers, finalizer], signal, { ...old, ...annotations });
 }
 
 /** Removes a finalizer if it is there. An object that is gone by then is no failure. */
@@ -80,6 +84,7 @@ async function setFinalizers<T extends KubeObject>(
 	object: T,
 	finalizers: string[],
 	signal?: AbortSignal,
+	annotations?: Readonly<Record<string, string>>,
 ): Promise<T> {
 	const { name, namespace, resourceVersion } = object.metadata;
 	return client
@@ -89,6 +94,8 @@ async function setFinalizers<T extends KubeObject>(
 			[
 				{ op: "test", path: "/metadata/resourceVersion", value: resourceVersion },
 				{ op: "add", path: "/metadata/finalizers", value: finalizers },
+				// All of them: a single one can't be added where there is none.
+				...(annotations === undefined ? [] : [{ op: "add", path: "/metadata/annotations", value: annotations }]),
 			],
 			{ type: "json", ...(signal === undefined ? {} : { signal }) },
 		)
