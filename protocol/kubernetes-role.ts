@@ -69,6 +69,11 @@ export const kubernetesRoleParameters = z.object({
 		.max(64)
 		.optional()
 		.describe("On a control plane: publish the certificates again whenever this value changes (they last two hours)."),
+	formerControlPlanes: z
+		.array(z.string().max(63))
+		.max(16)
+		.default([])
+		.describe("On a control plane: nodes that will not come back; their members are removed from etcd."),
 	labels: z
 		.record(
 			z.string().regex(/^(?!([^/]*\.)?(kubernetes|k8s)\.io\/)[A-Za-z0-9][-A-Za-z0-9_./]*$/),
@@ -104,4 +109,6 @@ export interface KubernetesRoleOutputs {
 	readonly kubeletVersion?: string;
 	readonly nodeName?: string;
 	readonly nodeAddress?: string;
+	/** When the last snapshot of etcd before a change of version was taken (ISO 8601). */
+	readonly etcdSnapshot?: string;
 }

@@ -200,6 +200,33 @@ describe("Engine", () => {
 		expect(readFileSync(host("motd"), "utf8")).toBe("as found");
 	});
 
+	it("leaves a step for another version, and keeps the files of the version before and nothing older", async () => {
+		const tool = { path: join(root, "host/{{release.version}}/tool"), blob: "bin/tool", slot: "tool" };
+		const program = { name: "program", use: "binary", with: tool };
+		const first = bundle({ parameters, steps: [program] }, { "bin/tool": "one" });
+		const second = bundle({ parameters, steps: [program, steps()[4]] }, { "bin/tool": "two" });
+		const keeps: number[] = [];
+		const bundles: BundleSource = {
+			...first,
+			manifest: (name, version, signal) => (version === "v1" ? first : second).manifest(name, version, signal),
+			prune: async (keep) => void keeps.push(keep.size),
+		};
+		let stuck = true;
+		const exec: Exec = async (_file, _args, { signal } = {}) => {
+			if (stuck) await new Promise((_, reject) => signal?.addEventListener("abort", () => reject(signal.reason)));
+			return { code: 0, stdout: "", stderr: "" };
+		};
+		const { engine } = start(bundles, exec, role("v1"));
+		await reaches(engine, "Applied");
+		engine.setDesired(role("v2"));
+		await vi.waitFor(() => expect(engine.status()[0]?.step).toBe("call"));
+		expect(["v1", "v2"].map((version) => readFileSync(host(`${version}/tool`), "utf8"))).toEqual(["one", "two"]);
+		stuck = false;
+		engine.setDesired(role("v3"));
+		await vi.waitFor(() => expect(engine.status()[0]).toMatchObject({ phase: "Applied", version: "v3" }));
+		expect(keeps).toEqual([4, 2]);
+	});
+
 	it("names bad parameters", async () => {
 		const { engine } = start(bundle({ parameters, steps: steps() }), ok, role("v1", { greeting: 7 }));
 		await reaches(engine, "Failed");

@@ -91,12 +91,18 @@ export class Engine {
 	setDesired(desired: DesiredRoles): void {
 		this.#desired = desired;
 		const running = this.#underWay;
-		// A step of a role that is no longer wanted is not waited for.
-		if (running && this.#runs.get(running.role)?.desired && !desired.roles.some(({ name }) => name === running.role))
+		const before = running && this.#runs.get(running.role)?.desired;
+		const after = desired.roles.find(({ name }) => name === running?.role);
+		// A step towards something that is no longer wanted is not waited for.
+		if (before && after?.version !== before.version)
 			running.abort.abort(
-				new GroundplaneError("StepFailed", "the role was taken away while this step ran", {
-					next: "Nothing: what it did is undone.",
-				}),
+				new GroundplaneError(
+					"StepFailed",
+					after
+						? `version ${after.version} was asked for while this step ran`
+						: "the role was taken away while this step ran",
+					{ next: after ? "Nothing: the host goes there." : "Nothing: what it did is undone." },
+				),
 			);
 		this.#wake.resolve();
 	}
@@ -230,10 +236,21 @@ export class Engine {
 		// After a restart of the agent a role that was applied counts as such until a look at the host says otherwise.
 		run.converged =
 			journal?.identity === run.rendered.identity && run.rendered.steps.every((step) => isDone(step, journal));
-		if (!journal) await this.#fetchAhead(run, manifest, signal);
+		if (!journal || journal.version !== desired.version) await this.#fetchAhead(run, manifest, signal);
+		if (journal && journal.version !== desired.version)
+			await this.#pruneBundles(run, journal.version, manifest, signal);
 	}
 
-	/** Before the first step of a new role: everything it needs, a few at a time, so that steps don't wait for the network. */
+	/** Keeps the files of the version that is wanted and of the one before, for the way back; those of older ones go. */
+	async #pruneBundles(run: Run, before: string, manifest: ReleaseManifest, signal: AbortSignal): Promise<void> {
+		// With another role on the host the files of that one would have to be known too.
+		if (this.#runs.size > 1) return;
+		const { bundles } = this.#options;
+		const previous = await bundles.manifest(run.name, before, signal).catch(() => undefined);
+		if (previous) await bundles.prune?.(new Set([...manifest.files, ...previous.files].map(({ sha256 }) => sha256)));
+	}
+
+	/** Before the first step of a new role or version: everything it needs, a few at a time, so that steps don't wait for the network. */
 	async #fetchAhead(run: Run, manifest: ReleaseManifest, signal: AbortSignal): Promise<void> {
 		const needed = new Set((run.rendered?.steps ?? []).map(({ want }) => (want as { blob?: unknown }).blob));
 		const queue = manifest.files.filter(({ path }) => needed.has(path));

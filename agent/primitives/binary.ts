@@ -1,8 +1,7 @@
-import { createReadStream } from "node:fs";
 import { dirname } from "node:path";
 import { z } from "zod";
 import { digestOf } from "./digest.ts";
-import { makeDirectories, statOf, writeDurable } from "./durable.ts";
+import { copyDurable, makeDirectories, statOf } from "./durable.ts";
 import { fileMode, type PathMemory, rememberPath, restorePath } from "./file.ts";
 import type { Primitive } from "./primitive.ts";
 
@@ -11,12 +10,14 @@ const binaryWant = z.object({
 	/** Path inside the bundle. */
 	blob: z.string(),
 	mode: fileMode.prefault("0755"),
+	/** Names it in place of its path, when that has a version in it: the file of the version before stays beside it. */
+	slot: z.string().optional(),
 });
 
 /** A file of the bundle at a path of the host; replaced by rename, so that what runs it goes on with the old one. */
 export const binary: Primitive<z.output<typeof binaryWant>, PathMemory> = {
 	schema: binaryWant,
-	key: ({ path }) => path,
+	key: ({ path, slot }) => slot ?? path,
 	async observe({ path, blob, mode }, context) {
 		const found = await statOf(path);
 		if (!found?.isFile()) return { ok: false, why: `${path} is missing` };
@@ -29,14 +30,7 @@ export const binary: Primitive<z.output<typeof binaryWant>, PathMemory> = {
 	async apply({ path, blob, mode }, context) {
 		const source = await context.blob(blob);
 		await makeDirectories(dirname(path));
-		await writeDurable(
-			path,
-			async (target) => {
-				for await (const chunk of createReadStream(source, { highWaterMark: 1 << 20, signal: context.signal }))
-					await target.writeFile(chunk);
-			},
-			mode,
-		);
+		await copyDurable(source, path, mode);
 	},
 	undo: restorePath,
 };

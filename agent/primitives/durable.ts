@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { type FileHandle, lstat, mkdir, open, rename, rm, rmdir } from "node:fs/promises";
+import { constants, copyFile, type FileHandle, lstat, mkdir, open, rename, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 
 /** What stands at a path, without following a link; undefined when nothing does. */
@@ -40,6 +40,26 @@ export async function writeDurable(
 		throw error;
 	}
 	await syncDirectory(dirname(path));
+}
+
+/** Copies a file like {@link writeDurable}, in the kernel: as a reflink where the file system has them. */
+export async function copyDurable(from: string, to: string, mode: number): Promise<void> {
+	const temporary = join(dirname(to), `.${randomBytes(6).toString("hex")}.groundplane`);
+	try {
+		await copyFile(from, temporary, constants.COPYFILE_FICLONE);
+		const file = await open(temporary, "r");
+		try {
+			await file.chmod(mode);
+			await file.sync();
+		} finally {
+			await file.close();
+		}
+		await rename(temporary, to);
+	} catch (error) {
+		await rm(temporary, { force: true });
+		throw error;
+	}
+	await syncDirectory(dirname(to));
 }
 
 export async function syncDirectory(path: string): Promise<void> {

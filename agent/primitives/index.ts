@@ -3,6 +3,7 @@ import { binary } from "./binary.ts";
 import { clientCertificate } from "./client-certificate.ts";
 import { command } from "./command.ts";
 import { directory } from "./directory.ts";
+import { etcdMembers } from "./etcd-members.ts";
 import { file } from "./file.ts";
 import { image } from "./image.ts";
 import { kubeadm } from "./kubeadm.ts";
@@ -29,5 +30,6 @@ export const primitives: Readonly<Record<string, Primitive>> = {
 	sysctl,
 	unit,
 	"client-certificate": clientCertificate,
+	"etcd-members": etcdMembers,
 	"kernel-module": kernelModule,
 } as unknown as Readonly<Record<string, Primitive>>;

@@ -1,10 +1,20 @@
 import { createHash, X509Certificate } from "node:crypto";
-import { readdir, readFile, rm } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { GroundplaneError } from "../../protocol/errors.ts";
-import { isMissing, statOf, writeDurable } from "./durable.ts";
+import { isMissing, statOf } from "./durable.ts";
+import { leaveEtcd } from "./etcd-members.ts";
 import type { Primitive, StepContext } from "./primitive.ts";
+import {
+	changeVersion,
+	forgetVersions,
+	lastSnapshot,
+	pointKubelet,
+	settleVersion,
+	type VersionedNode,
+	versionProblem,
+} from "./version-change.ts";
 
 const kubeadmWant = z.object({
 	mode: z.enum(["init", "join-control-plane", "join-worker"]),
@@ -15,6 +25,8 @@ const kubeadmWant = z.object({
 	nodeName: z.string(),
 	nodeAddress: z.string(),
 	version: z.string(),
+	/** Path of this version's kubelet. */
+	kubelet: z.string().regex(/^\/opt\/groundplane\/kubernetes\/v[^/]+\/kubelet$/),
 	ignorePreflightErrors: z.array(z.string()).default([]),
 	skipPhases: z.array(z.string()).default([]),
 	/** Publish the control plane's certificates for others to join (the key is in the configuration). */
@@ -22,13 +34,11 @@ const kubeadmWant = z.object({
 });
 type Want = z.output<typeof kubeadmWant>;
 
-const kubeadmMemory = z.object({ mode: z.string() });
+const kubeadmMemory = z.object({ mode: z.string(), nodeName: z.string() });
 
 const KUBERNETES = "/etc/kubernetes";
 const ADMIN = `${KUBERNETES}/admin.conf`;
 const KUBELET_IDENTITY = `${KUBERNETES}/kubelet.conf`;
-/** Beside the role's other files: which version this node is at. */
-const VERSION = "/etc/groundplane/kubernetes/node-version";
 const CRI_SOCKET = "unix:///run/containerd/containerd.sock";
 
 /**
@@ -40,34 +50,37 @@ const CRI_SOCKET = "unix:///run/containerd/containerd.sock";
 export const kubeadm: Primitive<Want, z.output<typeof kubeadmMemory>> = {
 	schema: kubeadmWant,
 	key: () => "node",
-	async observe(want, _context, applied) {
+	async observe(want, { now }, applied) {
 		if (applied.last === undefined) return { ok: false, why: `this host is not yet ${describe(want)}` };
 		if (!(await statOf(KUBELET_IDENTITY)))
 			throw new GroundplaneError("StepFailed", `${KUBELET_IDENTITY} is gone: someone reset this node by hand`, {
 				next: "Remove this host from its cluster and add it again; nothing is made anew by itself, since that could destroy a cluster.",
 			});
-		const running = await versionOf(want);
-		if (running !== want.version) return { ok: false, why: `this node is at ${running}, not ${want.version}` };
-		return { ok: true, outputs: await outputsOf(want) };
+		const why = await versionProblem(versioned(want), now());
+		return why === undefined ? { ok: true, outputs: await outputsOf(want) } : { ok: false, why };
 	},
-	async remember({ mode }) {
+	async remember({ mode, nodeName }) {
 		const foreign = (await namesIn(`${KUBERNETES}/manifests`)).length > 0 || (await statOf("/var/lib/etcd/member"));
 		if (foreign || (await statOf(KUBELET_IDENTITY)))
 			throw new GroundplaneError("PrerequisiteNotMet", "this host already is a node of a Kubernetes cluster", {
 				next: "If that cluster is no longer needed, run `kubeadm reset` on the host; otherwise take another host.",
 			});
-		return { mode };
+		return { mode, nodeName };
 	},
 	async apply(want, context, applied) {
-		if (applied.last === undefined) await create(want, context);
-		else await upgrade(want, context);
-		await writeDurable(VERSION, want.version);
+		if (applied.last !== undefined) return changeVersion(versioned(want), context);
+		await pointKubelet(want.kubelet);
+		await create(want, context);
+		await settleVersion(want.version);
 	},
-	async undo(_memory, context) {
+	async undo({ mode, nodeName }, context) {
+		if (mode !== "join-worker") await leaveEtcd(nodeName, context);
 		await reset(context, { leaveEtcd: false });
-		await rm(VERSION, { force: true });
+		await forgetVersions();
 	},
 };
+
+const versioned = ({ mode, ...want }: Want): VersionedNode => ({ ...want, controlPlane: mode !== "join-worker" });
 
 async function create(want: Want, context: StepContext): Promise<void> {
 	let decision = decide(want.mode, await inspect());
@@ -76,51 +89,6 @@ async function create(want: Want, context: StepContext): Promise<void> {
 	if (decision === "resume") return finish(want, context);
 	if (decision === "redo") await reset(context, { leaveEtcd: want.mode !== "join-control-plane" });
 	await make(want, context);
-}
-
-/**
- * To another version, one minor at a time (kubeadm refuses the rest). The first control plane brings the cluster's
- * configuration and add-ons along; the others wait for it and follow. It can be run again after a crash. The kubelet
- * restarts afterwards.
- */
-async function upgrade(want: Want, context: StepContext): Promise<void> {
-	const { mode, version, patches, ignorePreflightErrors } = want;
-	const { exec, signal, log, now } = context;
-	log(`kubeadm upgrade to ${version}`);
-	for (let told = 0; mode !== "init"; await sleep(5000, undefined, { signal })) {
-		const server = await serverVersion(context);
-		if (!isOlder(server, version)) break;
-		if (now() - told < 60_000) continue;
-		told = now();
-		log(`waiting for the first control plane: it is at ${server}`);
-	}
-	const what = mode === "init" ? ["apply", version, "--yes"] : ["node"];
-	const ignored =
-		ignorePreflightErrors.length > 0 ? [`--ignore-preflight-errors=${ignorePreflightErrors.join(",")}`] : [];
-	await exec("kubeadm", ["upgrade", ...what, `--patches=${patches}`, ...ignored], { signal });
-}
-
-async function serverVersion({ exec, signal }: StepContext): Promise<string> {
-	const question = ["--kubeconfig", KUBELET_IDENTITY, "--request-timeout=10s", "get", "--raw=/version"];
-	const { stdout } = await exec("kubectl", question, { signal });
-	return (JSON.parse(stdout) as { gitVersion: string }).gitVersion;
-}
-
-/** Whether a version such as v1.35.4 is before another. */
-export function isOlder(version: string, than: string): boolean {
-	const [a, b] = [version, than].map((text) => (text.match(/\d+/g) ?? []).slice(0, 3).map(Number));
-	const at = [0, 1, 2].find((index) => a?.[index] !== b?.[index]);
-	return at !== undefined && (a?.[at] ?? 0) < (b?.[at] ?? 0);
-}
-
-/** The version that the node was made with or last upgraded to. */
-async function versionOf({ version }: Want): Promise<string> {
-	try {
-		return await readFile(VERSION, "utf8");
-	} catch (error) {
-		if (isMissing(error)) return version;
-		throw error;
-	}
 }
 
 /** What kubeadm left on the disk. */
@@ -228,12 +196,14 @@ async function reset({ exec, signal }: StepContext, { leaveEtcd }: { leaveEtcd: 
 
 async function outputsOf({ mode, nodeName, nodeAddress, version }: Want): Promise<Record<string, string>> {
 	const ca = mode === "join-worker" ? undefined : await readFile(`${KUBERNETES}/pki/ca.crt`, "utf8");
+	const etcdSnapshot = await lastSnapshot();
 	return {
 		mode,
 		nodeName,
 		nodeAddress,
 		kubeletVersion: version,
 		...(ca === undefined ? {} : { caCertHash: spkiHash(ca) }),
+		...(etcdSnapshot === undefined ? {} : { etcdSnapshot }),
 	};
 }
 

@@ -9,11 +9,14 @@ import { X509CertificateGenerator } from "@peculiar/x509";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { balancer } from "./balancer.ts";
 import { directory } from "./directory.ts";
+import { membersIn } from "./etcd-members.ts";
 import { type Exec, execute } from "./exec.ts";
-import { decide, type Found, isOlder } from "./kubeadm.ts";
+import { superseded } from "./image.ts";
+import { decide, type Found } from "./kubeadm.ts";
 import { checkHost, preflight } from "./preflight.ts";
 import type { StepContext } from "./primitive.ts";
 import { unit } from "./unit.ts";
+import { type Change, isOlder, mayReplaceEtcd, minorsBetween, nodeProblem, routeOf } from "./version-change.ts";
 
 let root: string;
 beforeEach(() => {
@@ -70,6 +73,72 @@ it.each([
 	["v1.36.3-rc.1", "v1.36.3", false],
 	["v1.36.3", "v1.35.4", false],
 ])("%s is older than %s: %s", (version, than, older) => expect(isOlder(version, than)).toBe(older));
+
+describe("a change of version", () => {
+	const now = 1_000_000;
+	const up: Change = { from: "v1.35.4", to: "v1.36.3" };
+	const failedAt = (at: number): Change => ({ ...up, failure: { at, message: "" } });
+
+	it.each([
+		["at the version", "v1.35.4", undefined, "v1.35.4", true, "none"],
+		["at the version, the link is another", "v1.35.4", undefined, "v1.35.4", false, "kubelet"],
+		["another is wanted", "v1.35.4", undefined, "v1.36.3", true, "forward"],
+		["down from a finished change", "v1.36.3", undefined, "v1.35.4", true, "forward"],
+		["stopped amid it", "v1.35.4", up, "v1.36.3", true, "forward"],
+		["back amid it", "v1.35.4", up, "v1.35.4", true, "back"],
+		["it failed a moment ago", "v1.35.4", failedAt(now - 1000), "v1.36.3", true, "held"],
+		["it failed a while ago", "v1.35.4", failedAt(now - 301_000), "v1.36.3", true, "forward"],
+		["back after it failed", "v1.35.4", failedAt(now - 1000), "v1.35.4", true, "back"],
+		["a third one after it failed", "v1.35.4", failedAt(now - 1000), "v1.36.4", true, "forward"],
+	] as const)("%s", (_what, current, change, wanted, linked, route) =>
+		expect(routeOf(current, change, wanted, { linked, now })).toBe(route),
+	);
+
+	it.each([
+		["v1.35.4", "v1.36.3", 1],
+		["v1.36.3", "v1.35.4", 1],
+		["v1.36.3", "v1.36.9", 0],
+		["v1.34.0", "v1.36.3", 2],
+		["v1.36.3", "v2.36.3", Number.POSITIVE_INFINITY],
+	])("from %s to %s: %d minors", (from, to, minors) => expect(minorsBetween(from, to)).toBe(minors));
+
+	it("takes etcd back within a minor only", () => {
+		const etcd = (tag: string) => `  containers:\n  - command: [etcd]\n    image: registry.k8s.io/etcd:${tag}\n`;
+		expect(mayReplaceEtcd(etcd("3.6.8-0"), etcd("3.6.6-0"))).toBe(true);
+		expect(mayReplaceEtcd(etcd("3.7.1-0"), etcd("3.6.6-0"))).toBe(false);
+		expect(mayReplaceEtcd("", etcd("3.6.6-0"))).toBe(true);
+	});
+
+	it("says what keeps a node from its version", () => {
+		const node = (kubeletVersion: string, status: string) => ({
+			status: { nodeInfo: { kubeletVersion }, conditions: [{ type: "Ready", status, message: "no network" }] },
+		});
+		expect(nodeProblem(node("v1.36.3", "True"), "v1.36.3")).toBeUndefined();
+		expect(nodeProblem(node("v1.35.4", "True"), "v1.36.3")).toBe("the node is at v1.35.4, not v1.36.3");
+		expect(nodeProblem(node("v1.36.3", "False"), "v1.36.3")).toBe("the node is not ready: no network");
+		expect(nodeProblem({}, "v1.36.3")).toContain("undefined");
+	});
+});
+
+it("keeps the images that ways back lead to, and drops older tags", () => {
+	const name = "registry.k8s.io/kube-proxy";
+	const others = ["registry.k8s.io/pause:3.10", "sha256:aa", "", `${name}-arm:v1.1.0`];
+	const tags = (...versions: string[]) => versions.map((version) => `${name}:${version}`);
+	expect(superseded([...others, ...tags("v1.35.4", "v1.36.3")], `${name}:v1.36.3`)).toEqual([]);
+	expect(superseded([...others, ...tags("v1.9.1", "v1.36.3", "v1.35.4", "v1.37.0")], `${name}:v1.37.0`)).toEqual(
+		tags("v1.9.1"),
+	);
+});
+
+it("reads etcd's members", () => {
+	const list =
+		"8e9e05c52164694d, started, host-1, https://10.0.0.11:2380, https://10.0.0.11:2379, false\n" +
+		"91bc3c398fb3c146, unstarted, , https://10.0.0.12:2380, , true\n";
+	expect(membersIn(list)).toEqual([
+		{ id: "8e9e05c52164694d", name: "host-1" },
+		{ id: "91bc3c398fb3c146", name: "" },
+	]);
+});
 
 async function selfSigned(): Promise<{ key: string; cert: string }> {
 	const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };

@@ -1,0 +1,459 @@
+import { mkdir, readdir, readFile, readlink, rename, rm, symlink } from "node:fs/promises";
+import { get } from "node:http";
+import { dirname, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { z } from "zod";
+import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
+import { isMissing, makeDirectories, statOf, syncDirectory, writeDurable } from "./durable.ts";
+import type { StepContext } from "./primitive.ts";
+
+/** What a change of version needs to know of a node. */
+export interface VersionedNode {
+	readonly version: string;
+	readonly controlPlane: boolean;
+	readonly nodeName: string;
+	readonly nodeAddress: string;
+	/** Path of this version's kubelet; the ones of other versions lie beside it. */
+	readonly kubelet: string;
+	/** Directory of kubeadm's patches for this host. */
+	readonly patches: string;
+}
+
+const KUBERNETES = "/etc/kubernetes";
+const MANIFESTS = `${KUBERNETES}/manifests`;
+const ADMIN = `${KUBERNETES}/admin.conf`;
+const KUBELET_IDENTITY = `${KUBERNETES}/kubelet.conf`;
+/** What the kubelet's unit starts: a link to the kubelet of the version that counts. */
+export const KUBELET = "/usr/local/bin/kubelet";
+const VERSION = "/etc/groundplane/kubernetes/node-version";
+const UPGRADE_CONFIG = "/etc/groundplane/kubernetes/kubeadm-upgrade.yaml";
+const STATE = "/var/lib/groundplane/kubernetes";
+const CHANGE = `${STATE}/change.json`;
+const BEFORE = `${STATE}/before`;
+const SNAPSHOTS = `${STATE}/etcd`;
+const SNAPSHOTS_KEPT = 3;
+/** Files beside the manifests that belong to a version. */
+const KUBELET_FILES = ["/var/lib/kubelet/config.yaml", "/var/lib/kubelet/kubeadm-flags.env"];
+
+/** A change that failed is tried again after this long, not with every look: each try takes the node down for a moment. */
+const HOLD_MS = 5 * 60_000;
+const API_MS = 60_000;
+const HEALTHY_MS = 90_000;
+const CRASHES = 3;
+/** For how long kubeadm waits for each part of a control plane (Go duration). With a single one etcd takes the API down with it. */
+const COMPONENT = "2m0s";
+
+const changeSchema = z.object({
+	from: z.string(),
+	to: z.string(),
+	failure: z.object({ at: z.number(), message: z.string() }).optional(),
+});
+/** A change that was begun and not finished. */
+export type Change = z.output<typeof changeSchema>;
+
+/** What to do about a node's version. `held` means: it failed a moment ago. */
+export type Route = "none" | "kubelet" | "forward" | "back" | "held";
+
+/**
+ * Where a node at `current`, with a change begun or not, goes to be at `wanted`. Back to where a begun change came from leads
+ * over the files kept from then, which needs no API server; everything else over kubeadm, one minor at a time.
+ */
+export function routeOf(
+	current: string,
+	change: Change | undefined,
+	wanted: string,
+	{ linked, now }: { readonly linked: boolean; readonly now: number },
+): Route {
+	if (!change) return current !== wanted ? "forward" : linked ? "none" : "kubelet";
+	if (change.from === wanted) return "back";
+	const { failure } = change;
+	return failure && change.to === wanted && now - failure.at < HOLD_MS ? "held" : "forward";
+}
+
+/** Why the node is not at the version, for people; undefined when it is. */
+export async function versionProblem(node: VersionedNode, now: number): Promise<string | undefined> {
+	const current = await currentVersion(node.version);
+	const change = await begunChange();
+	const linked = (await readlink(KUBELET).catch(() => "")) === node.kubelet;
+	if (routeOf(current, change, node.version, { linked, now }) === "none") return undefined;
+	if (change) return `the change from ${change.from} to ${change.to} was not finished`;
+	return current === node.version
+		? `${KUBELET} is not that of ${current}`
+		: `this node is at ${current}, not ${node.version}`;
+}
+
+/** Marks a node as made with this version. */
+export async function settleVersion(version: string): Promise<void> {
+	await makeDirectories(dirname(VERSION));
+	await writeDurable(VERSION, version);
+}
+
+/** Removes everything that was kept for changes of version. */
+export async function forgetVersions(): Promise<void> {
+	for (const path of [VERSION, UPGRADE_CONFIG]) await rm(path, { force: true });
+	await rm(STATE, { recursive: true, force: true });
+	if ((await statOf(KUBELET))?.isSymbolicLink()) await rm(KUBELET, { force: true });
+}
+
+/** When the last snapshot of etcd was taken (ISO 8601), if one was. */
+export async function lastSnapshot(): Promise<string | undefined> {
+	const last = (await namesIn(SNAPSHOTS))
+		.filter((name) => name.endsWith(".db"))
+		.sort()
+		.at(-1);
+	return last?.replace(/^(\d{4}-\d\d-\d\dT\d\d)(\d\d)(\d\d)Z.*$/, "$1:$2:$3Z");
+}
+
+/**
+ * Brings a node to a version, up or down, and can be run again after a crash at any line of it.
+ *
+ * A change that fails puts the node back to the version that it had, from files, and is reported with what failed and why.
+ * Going back all the way also sets the cluster's configuration back, by kubeadm, which goes down by one minor at most.
+ * etcd is never taken to an older minor, whose data it could not read: it stays at the newer one, which older API servers use
+ * just as well; within a minor its manifest goes back with the others. The snapshot is for a person whose data was damaged.
+ */
+export async function changeVersion(node: VersionedNode, context: StepContext): Promise<void> {
+	const current = await currentVersion(node.version);
+	const begun = await begunChange();
+	const route = routeOf(current, begun, node.version, { linked: false, now: context.now() });
+	context.log(`version ${node.version}: ${route}`);
+	if (route === "held") throw failed(begun?.failure?.message ?? "");
+	if (route === "kubelet") {
+		await startKubelet(node.kubelet, context);
+		return judge(node, context);
+	}
+	if (route === "back") {
+		await restore(context);
+		await judge(node, context);
+		await kubeadmUpgrade(node, context, true);
+		await startKubelet(node.kubelet, context);
+		await judge(node, context);
+		return finish(node, begun?.to ?? node.version);
+	}
+	const change: Change = { from: begun?.from ?? current, to: node.version };
+	if (minorsBetween(change.from, change.to) > 1)
+		throw new GroundplaneError("PrerequisiteNotMet", `from ${change.from} to ${change.to} is more than one minor`, {
+			next: "Go one minor at a time.",
+		});
+	if (!begun) {
+		if (node.controlPlane) await snapshot(current, context);
+		await keepFiles();
+	}
+	await writeDurable(CHANGE, JSON.stringify(change), 0o600);
+	let part = "kubeadm";
+	try {
+		await kubeadmUpgrade(node, context, isOlder(node.version, current));
+		part = "the kubelet";
+		await startKubelet(node.kubelet, context);
+		await judge(node, context);
+	} catch (error) {
+		// Something else is wanted now, or the agent stops: whoever comes next finds what was begun.
+		context.signal.throwIfAborted();
+		const { message } = asGroundplaneError(error);
+		const outcome = await restore(context)
+			.then(() => judge({ ...node, version: change.from }, context))
+			.then(
+				() => `this node runs ${change.from} again`,
+				(problem: unknown) => `and it did not come back to ${change.from}: ${asGroundplaneError(problem).message}`,
+			);
+		const text = `the change to ${node.version} failed at ${part}: ${message}; ${outcome}`;
+		await writeDurable(CHANGE, JSON.stringify({ ...change, failure: { at: context.now(), message: text } }), 0o600);
+		throw failed(text);
+	}
+	await finish(node, change.from);
+}
+
+const failed = (message: string) =>
+	new GroundplaneError("StepFailed", message, {
+		next: "Set the version back, or mend the cause: it is tried again every five minutes.",
+	});
+
+async function finish({ version, kubelet }: VersionedNode, other: string): Promise<void> {
+	await settleVersion(version);
+	await rm(CHANGE, { force: true });
+	await syncDirectory(STATE);
+	const versions = dirname(dirname(kubelet));
+	for (const name of await namesIn(versions))
+		if (/^v\d/.test(name) && name !== version && name !== other)
+			await rm(join(versions, name), { recursive: true, force: true });
+}
+
+/** The version that the node was made with or last changed to. */
+async function currentVersion(otherwise: string): Promise<string> {
+	return readFile(VERSION, "utf8").catch((error: unknown) => {
+		if (isMissing(error)) return otherwise;
+		throw error;
+	});
+}
+
+async function begunChange(): Promise<Change | undefined> {
+	try {
+		return changeSchema.parse(JSON.parse(await readFile(CHANGE, "utf8")));
+	} catch (error) {
+		if (isMissing(error)) return undefined;
+		throw error;
+	}
+}
+
+/** Keeps what kubeadm is about to change on this host, whole or not at all. */
+async function keepFiles(): Promise<void> {
+	const fresh = `${BEFORE}.new`;
+	await rm(fresh, { recursive: true, force: true });
+	await mkdir(join(fresh, "manifests"), { recursive: true, mode: 0o700 });
+	for (const name of await manifestNames())
+		await writeDurable(join(fresh, "manifests", name), await readFile(join(MANIFESTS, name)), 0o600);
+	for (const path of KUBELET_FILES)
+		if (await statOf(path)) await writeDurable(join(fresh, keptName(path)), await readFile(path), 0o600);
+	await writeDurable(join(fresh, "kubelet"), await readlink(KUBELET));
+	await rm(BEFORE, { recursive: true, force: true });
+	await rename(fresh, BEFORE);
+	await syncDirectory(STATE);
+}
+
+const keptName = (path: string) => path.slice(path.lastIndexOf("/") + 1);
+
+/** Puts back what {@link keepFiles} kept, and starts the kubelet that belongs to it. */
+async function restore(context: StepContext): Promise<void> {
+	context.log("putting back the files of the version before");
+	await makeDirectories(MANIFESTS, 0o700);
+	for (const name of await namesIn(join(BEFORE, "manifests"))) {
+		const [kept, path] = [await readFile(join(BEFORE, "manifests", name), "utf8"), join(MANIFESTS, name)];
+		const there = await readFile(path, "utf8").catch(() => "");
+		if (there === kept || (name === "etcd.yaml" && !mayReplaceEtcd(there, kept))) continue;
+		await writeDurable(path, kept, 0o600);
+	}
+	for (const path of KUBELET_FILES) {
+		const kept = await readFile(join(BEFORE, keptName(path))).catch(() => undefined);
+		if (kept) await writeDurable(path, kept);
+	}
+	await startKubelet(await readFile(join(BEFORE, "kubelet"), "utf8"), context);
+}
+
+/** Whether etcd may go from one manifest to another: only within a minor can it read what the other wrote. */
+export function mayReplaceEtcd(running: string, wanted: string): boolean {
+	const minor = (manifest: string) => /image:\s*\S*etcd:v?(\d+\.\d+)\./.exec(manifest)?.[1];
+	return running === "" || minor(running) === minor(wanted);
+}
+
+/** Before anything is changed: a snapshot of etcd, of which the newest few are kept. */
+async function snapshot(version: string, { exec, signal, now, log }: StepContext): Promise<void> {
+	await mkdir(SNAPSHOTS, { recursive: true, mode: 0o700 });
+	const old = (await namesIn(SNAPSHOTS)).sort();
+	const whole = old.filter((name) => name.endsWith(".db"));
+	const done = [...old.filter((name) => !whole.includes(name)), ...whole.slice(0, -(SNAPSHOTS_KEPT - 1))];
+	for (const name of done) await rm(join(SNAPSHOTS, name), { force: true });
+	const at = new Date(now())
+		.toISOString()
+		.replace(/\.\d+Z$/, "Z")
+		.replaceAll(":", "");
+	const path = join(SNAPSHOTS, `${at}-${version}.db`);
+	try {
+		await exec("etcdctl", [...etcdIdentity, "snapshot", "save", `${path}.part`], { signal });
+		await rename(`${path}.part`, path);
+		await syncDirectory(SNAPSHOTS);
+	} catch (error) {
+		for (const name of await namesIn(SNAPSHOTS))
+			if (!name.endsWith(".db")) await rm(join(SNAPSHOTS, name), { force: true });
+		throw error;
+	}
+	log(`snapshot of etcd: ${path}`);
+}
+
+/** How etcdctl speaks to this host's member. */
+export const etcdIdentity = [
+	"--endpoints=https://127.0.0.1:2379",
+	`--cacert=${KUBERNETES}/pki/etcd/ca.crt`,
+	`--cert=${KUBERNETES}/pki/etcd/healthcheck-client.crt`,
+	`--key=${KUBERNETES}/pki/etcd/healthcheck-client.key`,
+];
+
+/**
+ * kubeadm's part. A control plane that finds the cluster configured for another version changes that, and the add-ons once all
+ * control planes have followed; one that finds it done follows. A worker only takes the kubelet's configuration of the cluster.
+ */
+async function kubeadmUpgrade(node: VersionedNode, context: StepContext, down: boolean): Promise<void> {
+	const { exec, signal, log } = context;
+	// The configuration that a newer cluster holds is not for an older kubelet, and its own was put back or never changed.
+	if (!node.controlPlane && down) return;
+	let leads = false;
+	if (node.controlPlane) {
+		const configured = await configuredVersion(context);
+		leads = configured !== node.version;
+		log(`kubeadm upgrade: the cluster is configured for ${configured}`);
+	}
+	const common = {
+		imagePullPolicy: "IfNotPresent",
+		patches: { directory: node.patches },
+		// Its checks are ours already, but for a pod that it starts anywhere from an image that only upgraded nodes have.
+		skipPhases: ["preflight"],
+	};
+	const config = {
+		apiVersion: "kubeadm.k8s.io/v1beta4",
+		kind: "UpgradeConfiguration",
+		apply: { ...common, kubernetesVersion: node.version, forceUpgrade: true },
+		node: common,
+		timeouts: { upgradeManifests: COMPONENT },
+	};
+	await writeDurable(UPGRADE_CONFIG, JSON.stringify(config, null, "\t"), 0o600);
+	await exec("kubeadm", ["upgrade", leads ? "apply" : "node", `--config=${UPGRADE_CONFIG}`], { signal });
+}
+
+/** The version in kubeadm's configuration of the cluster; waits for an API server, this host's or another. */
+async function configuredVersion({ exec, signal, now }: StepContext): Promise<string> {
+	const question = [
+		"-n",
+		"kube-system",
+		"get",
+		"configmap",
+		"kubeadm-config",
+		"-o",
+		"jsonpath={.data.ClusterConfiguration}",
+	];
+	for (const deadline = now() + API_MS; ; ) {
+		const answer = await exec("kubectl", ["--kubeconfig", ADMIN, "--request-timeout=5s", ...question], {
+			signal,
+			codes: true,
+		});
+		const version = /^kubernetesVersion:\s*(\S+)$/m.exec(answer.stdout)?.[1];
+		if (version !== undefined) return version;
+		if (now() > deadline)
+			throw new GroundplaneError(
+				"KubernetesUnavailable",
+				`no API server answers: ${answer.stderr.trim().slice(-200)}`,
+				{
+					next: "Look at crictl ps and journalctl -u kubelet on the control planes.",
+				},
+			);
+		await sleep(2000, undefined, { signal });
+	}
+}
+
+/** Points the link at this kubelet, by a rename, and starts it. */
+export async function pointKubelet(kubelet: string): Promise<void> {
+	const temporary = `${KUBELET}.groundplane`;
+	await rm(temporary, { force: true });
+	await symlink(kubelet, temporary);
+	await rename(temporary, KUBELET);
+	await syncDirectory(dirname(KUBELET));
+}
+
+async function startKubelet(kubelet: string, { exec, signal }: StepContext): Promise<void> {
+	await pointKubelet(kubelet);
+	await exec("systemctl", ["reset-failed", "kubelet.service"], { signal, codes: true });
+	await exec("systemctl", ["restart", "kubelet.service"], { signal });
+}
+
+/** Waits until the node does its work at its version; sees early when it will not. */
+async function judge(node: VersionedNode, context: StepContext): Promise<void> {
+	const { exec, signal, now } = context;
+	const deadline = now() + HEALTHY_MS;
+	for (;;) {
+		const why = await unhealthy(node, context);
+		if (why === undefined) return;
+		const { stdout } = await exec("systemctl", ["show", "--property=NRestarts", "--value", "kubelet.service"], {
+			signal,
+			codes: true,
+		});
+		const crashes = Number(stdout);
+		if (crashes >= CRASHES || now() > deadline) {
+			const what =
+				crashes >= CRASHES ? `the kubelet ended ${crashes} times in a row: ${await lastWords(context)}` : why;
+			throw new GroundplaneError("StepFailed", what, { next: "Look at journalctl -u kubelet on the host." });
+		}
+		await sleep(1500, undefined, { signal });
+	}
+}
+
+async function unhealthy(node: VersionedNode, { exec, signal }: StepContext): Promise<string | undefined> {
+	if (!(await kubeletAnswers())) return "the kubelet does not answer on its health port";
+	const ask = (...question: string[]) =>
+		exec("kubectl", ["--request-timeout=5s", ...question], { signal, codes: true });
+	if (node.controlPlane) {
+		const local = ["--kubeconfig", ADMIN, `--server=https://${node.nodeAddress}:6443`];
+		const { code, stdout, stderr } = await ask(...local, "get", "--raw=/readyz");
+		if (code !== 0) return `the API server of this host is not ready: ${stderr.trim().slice(-200)}`;
+		if (stdout.trim() !== "ok") return "the API server of this host is not ready";
+		const version = (await ask(...local, "get", "--raw=/version")).stdout;
+		if (!version.includes(`"${node.version}"`)) return `the API server of this host is not at ${node.version}`;
+	}
+	const { code, stdout, stderr } = await ask(
+		"--kubeconfig",
+		KUBELET_IDENTITY,
+		"get",
+		"node",
+		node.nodeName,
+		"-o",
+		"json",
+	);
+	if (code !== 0) return `the node can't be asked for: ${stderr.trim().slice(-200)}`;
+	return nodeProblem(JSON.parse(stdout) as NodeObject, node.version);
+}
+
+interface NodeObject {
+	readonly status?: {
+		readonly nodeInfo?: { readonly kubeletVersion?: string };
+		readonly conditions?: readonly { readonly type: string; readonly status: string; readonly message?: string }[];
+	};
+}
+
+/** What keeps a Node from being Ready at a version. */
+export function nodeProblem({ status }: NodeObject, version: string): string | undefined {
+	const running = status?.nodeInfo?.kubeletVersion;
+	if (running !== version) return `the node is at ${running}, not ${version}`;
+	const ready = status?.conditions?.find(({ type }) => type === "Ready");
+	return ready?.status === "True" ? undefined : `the node is not ready: ${ready?.message ?? "it has not said so"}`;
+}
+
+/** The kubelet's health port (healthzPort of its configuration), which listens on loopback only. */
+async function kubeletAnswers(): Promise<boolean> {
+	const { promise, resolve } = Promise.withResolvers<boolean>();
+	const request = get("http://127.0.0.1:10248/healthz", { timeout: 2000 }, (response) => {
+		response.resume();
+		resolve(response.statusCode === 200);
+	});
+	request.on("error", () => resolve(false));
+	request.on("timeout", () => request.destroy());
+	return promise;
+}
+
+/** The last thing that the kubelet said. */
+async function lastWords({ exec, signal }: StepContext): Promise<string> {
+	const { stdout } = await exec("journalctl", ["--unit=kubelet", "--lines=40", "--output=cat", "--no-pager"], {
+		signal,
+		codes: true,
+	});
+	const lines = stdout.split("\n").filter((line) => line.trim() !== "");
+	const said = lines.filter((line) => !/^(Started|Stopped|Starting|Stopping|kubelet\.service:)/.test(line));
+	return (said.findLast((line) => /^[EF]\d{4}|panic|rror/.test(line)) ?? said.at(-1) ?? "it said nothing").slice(
+		0,
+		300,
+	);
+}
+
+const numbersOf = (version: string) => (version.match(/\d+/g) ?? []).slice(0, 3).map(Number);
+
+/** How many minors lie between two versions; infinitely many when their majors differ. */
+export function minorsBetween(one: string, other: string): number {
+	const [a, b] = [numbersOf(one), numbersOf(other)];
+	return a[0] === b[0] ? Math.abs((a[1] ?? 0) - (b[1] ?? 0)) : Number.POSITIVE_INFINITY;
+}
+
+/** Whether a version such as v1.35.4 is before another. */
+export function isOlder(version: string, than: string): boolean {
+	const [a, b] = [numbersOf(version), numbersOf(than)];
+	const at = [0, 1, 2].find((index) => a?.[index] !== b?.[index]);
+	return at !== undefined && (a?.[at] ?? 0) < (b?.[at] ?? 0);
+}
+
+async function manifestNames(): Promise<string[]> {
+	return (await namesIn(MANIFESTS)).filter((name) => name.endsWith(".yaml") && !name.startsWith("."));
+}
+
+async function namesIn(path: string): Promise<string[]> {
+	try {
+		return await readdir(path);
+	} catch (error) {
+		if (isMissing(error)) return [];
+		throw error;
+	}
+}
