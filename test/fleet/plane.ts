@@ -29,6 +29,9 @@ const DOMAIN = "fleet.example.com";
 export type Program = "tunnel" | "hosts" | "operator";
 export const programs: readonly Program[] = ["tunnel", "hosts", "operator"];
 
+/** How soon a program that ended by itself is started anew. */
+const RESTART_MS = 1_000;
+
 /** What a process has used so far. */
 export interface Usage {
 	readonly cpuSeconds: number;
@@ -181,6 +184,7 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 	};
 
 	const running = new Map<Program, ChildProcess>();
+	let restarts = 0;
 	const url = (name: Program, path: string) => `http://127.0.0.1:${health[name]}${path}`;
 
 	function launch(name: Program): ChildProcess {
@@ -194,12 +198,23 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 		return child;
 	}
 
-	async function ready(name: Program, child: ChildProcess): Promise<void> {
+	/** A program that ends by itself is started anew, as a kubelet does: an operator that lost its lease, say. */
+	function supervise(name: Program): void {
+		const child = launch(name);
+		child.once("exit", () => {
+			if (running.get(name) !== child) return;
+			restarts += 1;
+			setTimeout(() => running.get(name) === child && supervise(name), RESTART_MS);
+		});
+	}
+
+	async function ready(name: Program): Promise<void> {
 		const until = Date.now() + 120_000;
+		const before = restarts;
 		for (;;) {
-			if (child.exitCode !== null || child.signalCode !== null) throw new Error(`${name} ended:\n${logOf(name)}`);
 			const answer = await fetch(url(name, "/readyz")).catch(() => undefined);
 			if (answer?.ok) return;
+			if (restarts > before + 20) throw new Error(`${name} does not stay:\n${logOf(name)}`);
 			if (Date.now() > until) throw new Error(`${name} is not ready after 120 s:\n${logOf(name)}`);
 			await delay(100);
 		}
@@ -214,7 +229,9 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 	};
 
 	async function start(names: readonly Program[] = programs): Promise<void> {
-		await Promise.all(names.filter((name) => !running.has(name)).map((name) => ready(name, launch(name))));
+		const missing = names.filter((name) => !running.has(name));
+		for (const name of missing) supervise(name);
+		await Promise.all(missing.map(ready));
 	}
 
 	async function kill(names: readonly Program[] = programs): Promise<void> {

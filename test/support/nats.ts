@@ -10,6 +10,8 @@ export interface TestNats {
 	/** `nats://127.0.0.1:PORT`. */
 	readonly url: string;
 	readonly port: number;
+	/** Directory of its streams. */
+	readonly store: string;
 	/** Ends the server (SIGTERM, or SIGKILL as a power cut would); streams stay on disk. */
 	stop(how?: "term" | "kill"): Promise<void>;
 	/** Starts it again after {@link stop}, on the same port with the same streams. */
@@ -29,12 +31,13 @@ export async function startNats({ users }: TestNatsOptions = {}): Promise<TestNa
 	const directory = await mkdtemp(join(tmpdir(), "gp-nats-"));
 	const port = await freePort();
 	const configuration = join(directory, "nats.conf");
+	const store = join(directory, "store");
 	await writeFile(
 		configuration,
 		JSON.stringify({
 			listen: `127.0.0.1:${port}`,
 			max_payload: 4 * 1024 * 1024,
-			jetstream: { store_dir: join(directory, "store"), max_memory_store: 64 * 1024 * 1024 },
+			jetstream: { store_dir: store, max_memory_store: 64 * 1024 * 1024 },
 			...(users && {
 				authorization: { users: Object.entries(users).map(([user, password]) => ({ user, password })) },
 			}),
@@ -79,6 +82,7 @@ export async function startNats({ users }: TestNatsOptions = {}): Promise<TestNa
 	return {
 		url: `nats://127.0.0.1:${port}`,
 		port,
+		store,
 		start,
 		stop,
 		async close() {
