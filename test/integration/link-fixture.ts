@@ -19,7 +19,7 @@ import type { IncomingStream } from "../../protocol/mux.ts";
 import { createLog as createServiceLog } from "../../services/kit/log.ts";
 import { startService } from "../../services/kit/service.ts";
 import { tunnelService } from "../../services/tunnel/service.ts";
-import { type RegionCertificates, regionCertificates } from "../support/certificates.ts";
+import { type IssuedCertificate, type RegionCertificates, regionCertificates } from "../support/certificates.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
 import { freePort } from "../support/postgres.ts";
 
@@ -56,6 +56,7 @@ export class LinkFixture {
 	readonly verdicts = new Map<string, object>();
 	readonly #cleanups: (() => Promise<unknown> | unknown)[] = [];
 	#nats!: TestNats;
+	#caller: IssuedCertificate | undefined;
 	#bus!: NatsConnection;
 
 	async start(): Promise<void> {
@@ -173,10 +174,11 @@ export class LinkFixture {
 		};
 	}
 
-	/** Says something to a service of a host through a gateway, as `clusters` does, and gives the answer. */
-	async ask(gateway: TestGateway, target: string, said: string): Promise<string> {
-		const { cert, key, ca } = await this.certificates.issueService("clusters");
-		const socket = await new Promise<Duplex>((resolve, reject) => {
+	/** Opens a stream to a service of a host through a gateway, as `clusters` does. */
+	async open(gateway: TestGateway, target: string, signal?: AbortSignal): Promise<Duplex> {
+		this.#caller ??= await this.certificates.issueService("clusters");
+		const { cert, key, ca } = this.#caller;
+		return new Promise<Duplex>((resolve, reject) => {
 			httpsRequest({
 				host: "127.0.0.1",
 				port: gateway.proxyPort,
@@ -187,16 +189,26 @@ export class LinkFixture {
 				ca,
 				agent: false,
 				servername: "tunnel",
+				...(signal && { signal }),
 			})
-				.once("connect", (_response, raw, head) => {
+				.once("connect", (response, raw, head) => {
 					if (head.length > 0) raw.unshift(head);
-					resolve(raw);
+					if (response.statusCode === 200) resolve(raw);
+					else {
+						raw.destroy();
+						reject(new Error(`CONNECT ${target}: ${response.statusCode}`));
+					}
 				})
 				.once("error", reject)
 				.end();
 		});
-		socket.end(said);
-		return text(socket);
+	}
+
+	/** Says something to a service of a host, and gives its answer. */
+	async ask(gateway: TestGateway, target: string, said: string): Promise<string> {
+		const stream = await this.open(gateway, target);
+		stream.end(said);
+		return text(stream);
 	}
 
 	/** A proxy that opens up TLS: it has a certificate of its own CA for the gateway's name, and sees and may change all that passes. */

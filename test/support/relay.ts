@@ -81,7 +81,14 @@ export class Relay {
 
 	/** From now on; what isn't named is harmless again. */
 	behave(mischief: Partial<Mischief> = {}): void {
+		const wasSilent = this.#mischief.silent;
 		this.#mischief = { ...harmless, ...mischief };
+		if (!wasSilent || this.#mischief.silent) return;
+		// What one end gave up in the silence the other one hears now.
+		for (const { client, server } of this.#pairs) {
+			if (client.destroyed || client.readableEnded) server.destroy();
+			if (server.destroyed || server.readableEnded) client.destroy();
+		}
 	}
 
 	/** Closes every connection in an orderly way, as a proxy that restarts. */
