@@ -35,7 +35,7 @@ const OUT = join(ROOT, "dist/release");
 const serviceNames = ["auth", "clusters", "hosts", "tunnel", "artifacts"];
 
 /** Parts of a release by the name that `--only` takes. */
-const parts: Readonly<Record<string, (version: string) => Promise<Part>>> = {
+const parts: Readonly<Record<string, (version: string, newest: boolean) => Promise<Part>>> = {
 	async tools() {
 		return { files: { "bin/helm": await tool("helm"), "bin/kubectl": await tool("kubectl") } };
 	},
@@ -86,11 +86,13 @@ const parts: Readonly<Record<string, (version: string) => Promise<Part>>> = {
 		const helper = await ownImage("local-path-helper", version);
 		return { images: [{ reference, archive }, ...(helper.images ?? [])] };
 	},
-	async bundles() {
+	async bundles(_version, newest) {
+		const present = new Set((await readRelease())?.bundles.map(({ version }) => version));
+		const wanted = minors.filter((minor) => !newest || minor === minors[0] || present.has(minor.kubernetes));
 		const files: Record<string, string> = {};
 		const bundles: { name: string; version: string }[] = [];
 		const archives: { reference: string; archive: string }[] = [];
-		for (const minor of minors) {
+		for (const minor of wanted) {
 			const directory = await kubernetesBundle(minor);
 			for (const path of await filesUnder(directory)) files[relative(directory, path)] = path;
 			const reference = `groundplane/bundle-kubernetes:${minor.kubernetes}`;
@@ -139,15 +141,16 @@ async function packagedCharts(version: string): Promise<string> {
 }
 
 /**
- * Builds the named parts, or all of them, into dist/release.
+ * Builds the named parts, or all of them, into dist/release. With `newest`, an older minor of Kubernetes is left out
+ * unless the release holds it already.
  *
  * What is there changes file by file, each by a rename, so that a directory that is mounted elsewhere stays the same
  * directory and a run that was interrupted leaves old or new files, never half of one.
  */
-export async function buildRelease(only: readonly string[]): Promise<void> {
+export async function buildRelease(only: readonly string[], newest: boolean): Promise<void> {
 	const { version } = JSON.parse(await readFile(join(ROOT, "package.json"), "utf8")) as { version: string };
 	const names = only.length > 0 ? only : partNames;
-	const built = await Promise.all(names.map((name) => (parts[name] ?? unknownPart(name))(version)));
+	const built = await Promise.all(names.map((name) => (parts[name] ?? unknownPart(name))(version, newest)));
 	const { publicJwk } = await releaseKey();
 	await locked("release", async () => {
 		const before = only.length > 0 ? await readRelease() : undefined;

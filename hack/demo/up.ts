@@ -29,7 +29,7 @@ const command = new Command("hack/up")
 
 async function up({ lab, hosts, provider, kubeconfig }: Options): Promise<void> {
 	report("Building the release (hack/build)");
-	await run(join(root, "hack", "build"), [], { onLine: (line) => console.log(`         ${line}`) });
+	await run(join(root, "hack", "build"), ["--newest"], { onLine: (line) => console.log(`         ${line}`) });
 	if (kubeconfig !== undefined) return onExistingCluster(kubeconfig, report);
 	if (provider === "kind") return onKind(lab, report);
 
