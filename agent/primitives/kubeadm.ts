@@ -27,6 +27,8 @@ const kubeadmWant = z.object({
 	version: z.string(),
 	/** Path of this version's kubelet. */
 	kubelet: z.string().regex(/^\/opt\/groundplane\/kubernetes\/v[^/]+\/kubelet$/),
+	/** Image of this version's CoreDNS. */
+	coreDns: z.string().default(""),
 	ignorePreflightErrors: z.array(z.string()).default([]),
 	skipPhases: z.array(z.string()).default([]),
 	/** Publish the control plane's certificates for others to join (the key is in the configuration). */

@@ -17,6 +17,8 @@ export interface VersionedNode {
 	readonly kubelet: string;
 	/** Directory of kubeadm's patches for this host. */
 	readonly patches: string;
+	/** Image of CoreDNS that belongs to this version; empty when the release has none. */
+	readonly coreDns: string;
 }
 
 const KUBERNETES = "/etc/kubernetes";
@@ -285,7 +287,8 @@ async function kubeadmUpgrade(node: VersionedNode, context: StepContext, down: b
 		imagePullPolicy: "IfNotPresent",
 		patches: { directory: node.patches },
 		// Its checks are ours already, but for a pod that it starts anywhere from an image that only upgraded nodes have.
-		skipPhases: ["preflight"],
+		// CoreDNS has no way back in kubeadm; see below.
+		skipPhases: ["preflight", ...(down ? ["addon/coredns"] : [])],
 	};
 	const config = {
 		apiVersion: "kubeadm.k8s.io/v1beta4",
@@ -296,6 +299,19 @@ async function kubeadmUpgrade(node: VersionedNode, context: StepContext, down: b
 	};
 	await writeDurable(UPGRADE_CONFIG, JSON.stringify(config, null, "\t"), 0o600);
 	await exec("kubeadm", ["upgrade", leads ? "apply" : "node", `--config=${UPGRADE_CONFIG}`], { signal });
+	if (down && leads) await setCoreDns(node, context);
+}
+
+/**
+ * CoreDNS of the older version, which the hosts of that version have, with the configuration that it has. kubeadm's migration
+ * only drops what newer versions no longer know, so an older one reads it too.
+ */
+async function setCoreDns({ coreDns }: VersionedNode, { exec, signal }: StepContext): Promise<void> {
+	if (coreDns === "") return;
+	const kubectl = (...args: string[]) => ["--kubeconfig", ADMIN, "-n", "kube-system", ...args];
+	const names = await exec("kubectl", kubectl("get", "deployments", "-o", "name"), { signal });
+	if (names.stdout.split("\n").includes("deployment.apps/coredns"))
+		await exec("kubectl", kubectl("set", "image", "deployment/coredns", `coredns=${coreDns}`), { signal });
 }
 
 /** The version in kubeadm's configuration of the cluster; waits for an API server, this host's or another. */
