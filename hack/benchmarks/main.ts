@@ -4,6 +4,7 @@ import { runProgram } from "../lib/program.ts";
 import { type Figure, table } from "./figures.ts";
 import { fleet } from "./fleet.ts";
 import { footprint } from "./footprint.ts";
+import { gateway } from "./gateway.ts";
 import { lifecycle } from "./lifecycle.ts";
 import { operator } from "./operator.ts";
 import { tunnel } from "./tunnel.ts";
@@ -22,6 +23,7 @@ const benches: Readonly<Record<string, (options: Options) => Promise<Figure[]>>>
 	footprint: ({ lab = "demo" }) => footprint(demo(lab)),
 	lifecycle: ({ lab = "bench" }) => lifecycle(demo(lab)),
 	tunnel: () => tunnel({ report }),
+	gateway: ({ hosts }) => gateway({ ...(hosts && { hosts: Number(hosts) }), report }),
 	operator: ({ hosts }) => operator({ ...(hosts && { hosts: Number(hosts) }), report }),
 	fleet: ({ hosts, clusters }) =>
 		fleet({ ...(hosts && { hosts: Number(hosts) }), ...(clusters && { clusters: Number(clusters) }), report }),
@@ -29,12 +31,15 @@ const benches: Readonly<Record<string, (options: Options) => Promise<Figure[]>>>
 
 const command = new Command("hack/bench")
 	.description(
-		"Measures against the targets of the project.\n\n  footprint   what a running, idle demo takes (needs hack/up)\n  lifecycle   how long things take (makes a lab of its own, and removes it)\n  tunnel      how fast the tunnel is, beside a TLS connection of Node's (needs nothing)\n  fleet       the plane under simulated hosts: joins, idle, a blackout, clusters (needs nothing)\n  operator    the operator with 10,000 hosts, and its host controller beside controller-runtime (needs Go; 5 to 15 min)",
+		"Measures against the targets of the project.\n\n  footprint   what a running, idle demo takes (needs hack/up)\n  lifecycle   how long things take (makes a lab of its own, and removes it)\n  tunnel      how fast the tunnel is, beside a TLS connection of Node's (needs nothing)\n  gateway     a gateway with many idle hosts, and a fleet that comes back after it was killed (needs nothing)\n  fleet       the plane under simulated hosts: joins, idle, a blackout, clusters (needs nothing)\n  operator    the operator with 10,000 hosts, and its host controller beside controller-runtime (needs Go; 5 to 15 min)",
 	)
 	.argument("<bench>", `one of ${Object.keys(benches).join(", ")}`)
 	.option("--json", "print an array of {name, value, unit, target, ok}")
 	.option("--lab <name>", "name of the lab", process.env.GROUNDPLANE_LAB)
-	.option("--hosts <number>", "fleet, operator: hosts in the end (1000, 10000; figures at smaller sizes on the way)")
+	.option(
+		"--hosts <number>",
+		"fleet, operator, gateway: hosts in the end (1000, 10000, 10000; figures at smaller sizes on the way)",
+	)
 	.option("--clusters <number>", "fleet: clusters of three hosts (20)")
 	.action(async (name: string, options: Options) => {
 		const bench = benches[name];
