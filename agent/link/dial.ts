@@ -205,13 +205,6 @@ async function dialProxy(way: Way, proxy: string, signal: AbortSignal): Promise<
 					),
 				);
 			});
-			connect.once("response", (response) => {
-				reject(
-					new GroundplaneError("Forbidden", `the proxy ${at} answered ${response.statusCode} instead of connecting`, {
-						next: `Check that ${at} is an HTTP proxy that allows CONNECT.`,
-					}),
-				);
-			});
 			connect.once("error", (error) => reject(networkError(error, `proxy ${at}`)));
 			connect.end();
 		});

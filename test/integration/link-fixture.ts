@@ -39,6 +39,8 @@ export interface TestLink {
 	up(than?: unknown): Promise<void>;
 	/** Waits until the link is down or has failed with this code. */
 	failed(code: string): Promise<NonNullable<Link["state"]["lastError"]>>;
+	/** Changes where the next dials go. */
+	retarget(change: Partial<DialTarget>): void;
 	stop(): Promise<void>;
 }
 
@@ -159,6 +161,7 @@ export class LinkFixture {
 		return {
 			link,
 			stop: end,
+			retarget: (change) => void Object.assign(target, change),
 			up: (than) =>
 				vi.waitFor(
 					() => {

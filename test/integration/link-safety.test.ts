@@ -38,6 +38,21 @@ test("with its CA on the host the tunnel opens, and the host is who its key says
 	expect(agent.link.state.opened).toBe(true);
 });
 
+test("a path of the customer's own leads there, and the usual one is said to be wrong where there is none", async () => {
+	const gateway = await fixture.gateway();
+	const proxy = await fixture.inspectingProxy(() => gateway.port, {
+		onClientBytes: (bytes) => {
+			const [from, to] = ["GET /corp/tunnel/v1 ", "GET /tunnel/v1 "];
+			if (bytes.toString("latin1", 0, from.length) !== from) return bytes;
+			return Buffer.concat([Buffer.from(to), bytes.subarray(from.length)]);
+		},
+	});
+	const agent = await fixture.link(proxy.port, { target: { proxyCa: proxy.caPem, path: "/corp/tunnel/v1" } });
+	await agent.up();
+	const lost = await fixture.link(proxy.port, { target: { proxyCa: proxy.caPem, path: "/corp/tunnel/v2" } });
+	expect((await lost.failed("NotFound")).next).toContain("/tunnel/v1");
+});
+
 test("without its CA nothing is sent, and whose CA it is gets told", async () => {
 	const gateway = await fixture.gateway();
 	const seen: Buffer[] = [];

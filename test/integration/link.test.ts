@@ -298,6 +298,21 @@ test("when a gateway leaves, the next tunnel is open before the old one ends, an
 	expect(agent.link.state).toMatchObject({ connected: true, gateway: "tunnel-1" });
 });
 
+test("while a new tunnel can't be opened the old one serves, and the host counts as connected", async () => {
+	const gateway = await fixture.gateway();
+	const agent = await fixture.link(gateway.port, { services });
+	await agent.up();
+	const before = agent.link.session;
+	agent.retarget({ address: `127.0.0.1:${await freePort()}` });
+	agent.link.renew();
+	await delay(1_000);
+	expect(agent.link.state).toMatchObject({ connected: true, reconnects: 0 });
+	expect(await fixture.ask(gateway, "kube-apiserver.host-1:80", "hello")).toBe("you said hello");
+	agent.retarget({ address: `127.0.0.1:${gateway.port}` });
+	await agent.up(before);
+	expect(agent.link.state).toMatchObject({ connected: true, reconnects: 1 });
+});
+
 test("the hosts' certificate that was revoked is told, and not hammered with", async () => {
 	const gateway = await fixture.gateway();
 	const relay = await relayTo(() => gateway.port);
