@@ -1,5 +1,6 @@
 import { createServer, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import fc from "fast-check";
 import pino from "pino";
 import { register } from "prom-client";
 import { afterEach, describe, expect, it, vi } from "vitest";
@@ -223,18 +224,19 @@ describe("a reflector", () => {
 	it("counts in an audit what the watch has missed, and mends it", async () => {
 		const api = new Scripted();
 		const full = () => list("15", object("a", "9"), object("changed", "14"), object("new", "13"));
-		api.lists = [() => ({ body: list("10", object("a", "9"), object("changed", "8"), object("gone", "7")) })];
-		api.lists.push(() => ({ body: full() }));
+		const old = () => list("10", object("a", "9"), object("changed", "8"), object("gone", "7"));
+		// An audit may come before the bookmark: then it asks for what there was at 10.
+		api.lists = [
+			() => ({ body: old() }),
+			(url) => ({ body: url.searchParams.get("resourceVersion") === "10" ? old() : full() }),
+		];
 		api.watches = [(send) => send(bookmark("15")), () => {}];
 		const missed = await total("reflector_audit_missed_total");
 		const { told } = await api.reflect({ auditInterval: 100 });
 		await until(() => expect(told().slice(3)).toEqual(["updated n/changed", "added n/new", "deleted n/gone"]));
 		expect((await total("reflector_audit_missed_total")) - missed).toBe(3);
-		const audit = api.listed[1] as URL;
-		expect([audit.searchParams.get("resourceVersion"), audit.searchParams.get("resourceVersionMatch")]).toEqual([
-			"15",
-			"Exact",
-		]);
+		const audit = api.listed.find((url) => url.searchParams.get("resourceVersion") === "15") as URL;
+		expect(audit.searchParams.get("resourceVersionMatch")).toBe("Exact");
 		expect(api.accepted[api.asked.indexOf(audit)]).toContain("PartialObjectMetadataList");
 		const audits = await total("reflector_audits_total");
 		await until(async () => expect(await total("reflector_audits_total")).toBeGreaterThan(audits));
@@ -253,6 +255,100 @@ describe("a reflector", () => {
 		const ages = await register.getSingleMetric("reflector_last_event_age_seconds")?.get();
 		expect(ages?.values).toMatchObject([{ value: 200, labels: { kind: "ConfigMap" } }]);
 	});
+});
+
+/** A server with a history, whose watches err as scripted: what the reflector ends with must be what the server has. */
+class Model {
+	readonly objects = new Map<string, ReturnType<typeof object>>();
+	readonly history: { type: string; object: ReturnType<typeof object> }[] = [];
+	readonly open = new Set<{ send: (...events: unknown[]) => void; response: ServerResponse; from: number }>();
+	/** Events before this version are forgotten. */
+	compacted = 0;
+	version = 1;
+
+	change(name: string, what: "put" | "delete"): void {
+		const before = this.objects.get(name);
+		if (what === "delete" && before === undefined) return;
+		const next = object(name, String(++this.version));
+		if (what === "delete") this.objects.delete(name);
+		else this.objects.set(name, next);
+		const type = what === "delete" ? "DELETED" : before === undefined ? "ADDED" : "MODIFIED";
+		this.history.push({ type, object: next });
+	}
+
+	/** Tells every watch what it has not heard, as this fault has it. */
+	tell(fault: Fault): void {
+		for (const watch of this.open) {
+			if (watch.from < this.compacted) {
+				this.open.delete(watch);
+				watch.send(gone);
+				continue;
+			}
+			const news = this.history.filter((entry) => Number(entry.object.metadata.resourceVersion) > watch.from);
+			watch.from = this.version;
+			if (fault === "twice") watch.send(...news, ...news);
+			else if (fault === "reversed") watch.send(...news.toReversed());
+			else if (fault === "lost") watch.send(...news.slice(1));
+			else watch.send(...news, bookmark(String(this.version)));
+			if (fault !== "broken" && fault !== "ended") continue;
+			this.open.delete(watch);
+			if (fault === "broken") watch.response.destroy();
+			else watch.response.end();
+		}
+	}
+}
+const faults = ["none", "twice", "reversed", "lost", "broken", "ended", "compacted"] as const;
+type Fault = (typeof faults)[number];
+
+describe("against a model", () => {
+	it("ends with what the server has, whatever the watches do to it", async () => {
+		const change = fc.tuple(fc.constantFrom("a", "b", "c", "d"), fc.constantFrom("put" as const, "put", "delete"));
+		const round = fc.record({ fault: fc.constantFrom(...faults), changes: fc.array(change, { maxLength: 5 }) });
+		const scripts = fc.sample(fc.array(round, { minLength: 1, maxLength: 5 }), { numRuns: 40, seed: 1 });
+		await Promise.all(
+			scripts.map(async (rounds) => {
+				const model = new Model();
+				const api = new Scripted();
+				api.lists = [() => ({ body: list(String(model.version), ...model.objects.values()) })];
+				api.watches = [
+					(send, response) => {
+						const from = Number(api.watched.at(-1)?.searchParams.get("resourceVersion"));
+						const watch = { send, response, from };
+						model.open.add(watch);
+						response.on("close", () => model.open.delete(watch));
+						model.tell("none");
+					},
+				];
+				const { reflector } = await api.reflect({ auditInterval: 300, maxDelay: 200 });
+				const told = new Map<string, string | undefined>();
+				reflector.onChange(({ type, key, object: { metadata } }) => {
+					if (type === "deleted") told.delete(key);
+					else told.set(key, metadata.resourceVersion);
+				});
+				await reflector.waitForSync();
+				for (const { fault, changes } of rounds) {
+					await until(() => expect(model.open.size).toBeGreaterThan(0));
+					for (const [name, what] of changes) model.change(name, what);
+					if (fault === "compacted") model.compacted = model.version;
+					model.tell(fault);
+				}
+				const truth = [...model.objects.values()].map(({ metadata }) => [
+					`n/${metadata.name}`,
+					metadata.resourceVersion,
+				]);
+				await until(() => {
+					expect(
+						reflector
+							.list()
+							.map(({ metadata }) => [`n/${metadata.name}`, metadata.resourceVersion])
+							.sort(),
+					).toEqual(truth.toSorted());
+				});
+				// What the handlers were told comes to the same: nothing was left out, nothing told that was not so.
+				await until(() => expect([...told].sort()).toEqual(truth.toSorted()));
+			}),
+		);
+	}, 60_000);
 });
 
 describe("a store", () => {

@@ -32,6 +32,8 @@ export interface ReflectorOptions<T extends KubeObject> {
 	now?: () => number;
 	/** A watch is given up after this long without a byte, in milliseconds. Bookmarks come about every minute. */
 	inactivityTimeout?: number;
+	/** Longest delay after a failure, in milliseconds. */
+	maxDelay?: number;
 	/** How often the copy is compared with the API server's objects, in milliseconds. */
 	auditInterval?: number;
 }
@@ -46,7 +48,6 @@ export interface Change<T> {
 }
 
 const baseDelay = 500;
-const maxDelay = 30_000;
 /** A watch that lasted this long was a good one: what ends it is the first failure of a new row. */
 const healthyWatch = 10_000;
 /** With three bookmarks missing nobody should go by the copy any more. */
@@ -156,6 +157,7 @@ export class Reflector<T extends KubeObject> {
 	}
 
 	async #follow(signal: AbortSignal): Promise<void> {
+		const { maxDelay = 30_000 } = this.#options;
 		const kind = this.resource.kind;
 		let failures = 0;
 		while (!signal.aborted) {
