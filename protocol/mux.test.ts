@@ -381,6 +381,31 @@ test("more streams than allowed are refused, the others live", async () => {
 	expect(results[4]).toMatchObject({ reason: { code: "Overloaded" } });
 });
 
+test("opening and resetting at once makes no more work than opening", async () => {
+	const { a, b } = connect({ limits: { maxStreams: 3 } });
+	let asked = 0;
+	const answers: (() => void)[] = [];
+	b.on("stream", (incoming) => {
+		asked++;
+		answers.push(() => incoming.refuse("NotFound", "no"));
+	});
+	await a.ready;
+	const codes = new Map<string, number>();
+	await Promise.all(
+		Array.from({ length: 50 }, async () => {
+			const cancel = new AbortController();
+			const opening = a.open("x", { signal: cancel.signal });
+			setImmediate(() => cancel.abort());
+			await opening.catch(({ code }: GroundplaneError) => codes.set(code, (codes.get(code) ?? 0) + 1));
+		}),
+	);
+	await a.ping();
+	expect(asked).toBe(3);
+	for (const answer of answers) answer();
+	b.once("stream", (incoming) => incoming.accept());
+	await expect(a.open("x")).resolves.toBeDefined();
+});
+
 test("windows grow when the round trip is what limits, and shrink to the least when the budget is used up", async () => {
 	const { a, b } = connect({
 		limits: {

@@ -137,6 +137,7 @@ const BATCH = 64 * 1024;
 const LEAST_ROOM = 1024;
 /** A stream's turn: at most this much where others of its lane wait. */
 const QUANTA: Readonly<Record<Lane, number>> = { control: 16 * 1024, interactive: 16 * 1024, bulk: 64 * 1024 };
+const MAX_SERVICE_LENGTH = 128;
 /** A lane that was passed over by this many bytes of higher lanes gets a turn. */
 const PASSED_OVER = 256 * 1024;
 
@@ -278,6 +279,11 @@ export class Session extends EventEmitter<SessionEvents> {
 
 	get rttMs(): number | undefined {
 		return this.#rtt;
+	}
+
+	/** All that the peer may make this end keep now: within the budget, as long as the peer alone opens streams. */
+	get reservedBytes(): number {
+		return this.#budget.reserved;
 	}
 
 	/** Asks the peer now, and gives the round trip in milliseconds. Rejects with the reason when the session ends before. */
@@ -518,8 +524,9 @@ export class Session extends EventEmitter<SessionEvents> {
 		if (id === 0 || id % 2 === this.#nextId % 2 || id <= this.#lastPeerId) throw protocolError(`OPEN with id ${id}`);
 		this.#lastPeerId = id;
 		const { service, lane, window } = parse(payload);
-		if (typeof service !== "string" || !lanes.includes(lane as Lane))
-			throw protocolError("OPEN without service or lane");
+		if (typeof service !== "string" || service.length > MAX_SERVICE_LENGTH || !lanes.includes(lane as Lane)) {
+			throw protocolError("OPEN without a service's name or lane");
+		}
 		const refuse = (code: ErrorCode, message: string) => {
 			this.#refused++;
 			this.#send(FrameType.REFUSE, id, JSON.stringify({ code, message }));
@@ -555,10 +562,10 @@ export class Session extends EventEmitter<SessionEvents> {
 	}
 
 	#answer(id: number, pending: PendingAccept): boolean {
-		if (pending.gone || this.#ended) return false;
-		pending.gone = true;
 		clearTimeout(pending.timer);
 		this.#incoming.delete(id);
+		if (pending.gone || this.#ended) return false;
+		pending.gone = true;
 		return true;
 	}
 
@@ -592,7 +599,9 @@ export class Session extends EventEmitter<SessionEvents> {
 		const { code, message } = parse(payload);
 		const pending = this.#incoming.get(id);
 		if (pending !== undefined) {
-			this.#answer(id, pending);
+			// It counts until whoever was to accept it has answered: a peer that opens and resets makes no more work than
+			// one that opens (CVE-2023-44487).
+			pending.gone = true;
 			return;
 		}
 		const stream = this.#streams.get(id);
@@ -913,4 +922,4 @@ function windowOf(value: unknown): number {
 }
 
 export { type Lane, lanes, TunnelStream } from "./stream.ts";
-export { duplexTransport, type Transport, webSocketTransport } from "./transport.ts";
+export { duplexTransport, type Transport } from "./transport.ts";
