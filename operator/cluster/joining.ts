@@ -21,12 +21,6 @@ import type { Roll } from "./upgrade.ts";
 /** Name of the Secret with the secrets that joining hosts need. */
 export const joinSecretName = (cluster: string): string => `cluster-${cluster}-join`;
 
-export interface Joining {
-	readonly actions: readonly Action[];
-	/** Members that were told to join and have not yet done so. */
-	readonly joining: readonly Known[];
-}
-
 /** Whether the first control plane has been made: from then on it is never made again. */
 export const isInitialized = (cluster: Cluster, known: readonly Known[]): boolean =>
 	cluster.status?.controlPlaneInitialized === true || isApplied(firstOf(cluster, known)?.host);
@@ -48,9 +42,9 @@ export function planJoining(
 	known: readonly Known[],
 	{ leaving }: Pick<Leaving, "leaving">,
 	roll: Pick<Roll, "inFlight" | "versions">,
-): Joining {
+): Action[] {
 	const { cluster, workload, joinSecret } = observed;
-	if (!joinSecret) return { actions: [{ type: "createJoinSecret" }], joining: [] };
+	if (!joinSecret) return [{ type: "createJoinSecret" }];
 	const actions: Action[] = [];
 	const first = firstOf(cluster, known);
 	const initialized = isInitialized(cluster, known);
@@ -103,7 +97,7 @@ export function planJoining(
 		});
 		if (!isDeepStrictEqual(plain(role), plain(roleOf(host)))) actions.push({ type: "applyRole", host: name, role });
 	}
-	return { actions, joining: joining.filter(isNew) };
+	return actions;
 }
 
 /** A member with a node has joined before: what its role does now is something else. */

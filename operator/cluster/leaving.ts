@@ -56,7 +56,8 @@ export function planLeaving(
 	const actions: Action[] = [];
 
 	const newcomers = known.filter(
-		({ host, applied }) => !applied && isConnected(host) && reportOf(host)?.phase !== "Failed",
+		({ host, node, applied }) =>
+			!applied && node === undefined && isConnected(host) && reportOf(host)?.phase !== "Failed",
 	);
 	const waitsFor = (host: Host) =>
 		newcomers.find(({ member }) => (member.role === "control-plane") === isControlPlane(host));

@@ -41,8 +41,8 @@ export function plan(observed: Observed): Plan {
 		}),
 		...leaving.leaving.map(({ host, role, message }): MemberStatus => ({ host, role, phase: "Leaving", message })),
 	];
-	const actions = [...joining.actions, ...roll.actions, ...leaving.actions, ...nodeActions(observed, begun, roll)];
-	return summarize(observed, { known, all, problems, roll, actions, isJoining: joining.joining.length > 0 });
+	const actions = [...joining, ...roll.actions, ...leaving.actions, ...nodeActions(observed, begun, roll)];
+	return summarize(observed, { known, all, problems, roll, actions });
 }
 
 const NO_ROLL: Roll = {
@@ -97,7 +97,6 @@ function summarize(
 		problems: readonly Problem[];
 		roll: Roll;
 		actions: readonly Action[];
-		isJoining: boolean;
 	},
 ): Plan {
 	const { cluster, workload } = observed;
@@ -117,7 +116,11 @@ function summarize(
 	const wasReady =
 		cluster.status?.conditions?.some((c) => c.type === "Ready" && c.status === "True") ||
 		["Ready", "Degraded", "Updating"].includes(cluster.status?.phase ?? "");
-	const isChanging = roll.inFlight.size > 0 || all.length > wanted.length || (wasReady && found.isJoining);
+	const isGrowing =
+		wasReady &&
+		wanted.some(({ phase }) => phase === "Waiting" || phase === "Joining") &&
+		!wanted.some(({ phase }) => phase === "NotReady" || phase === "Failed");
+	const isChanging = roll.inFlight.size > 0 || all.length > wanted.length || isGrowing;
 	const phase: ClusterStatus["phase"] = done
 		? "Ready"
 		: isChanging || (wasReady && isWhole && roll.verdict === undefined)

@@ -47,7 +47,12 @@ export function viewOf(
 		return { ...known, phase: "NotReady", message: "The API server can't be asked how the node is." };
 	}
 	if (node === undefined) return { ...base, phase: "Joining", message: "Waiting for the node to register." };
-	if (!node.ready) return { ...base, phase: "NotReady", message: node.message ?? "The node is not ready yet." };
+	if (!node.ready) {
+		// One that was never ready is on its way; one that was is missed.
+		const phase =
+			known === undefined || known.phase === "Waiting" || known.phase === "Joining" ? "Joining" : "NotReady";
+		return { ...base, phase, message: node.message ?? "The node is not ready yet." };
+	}
 	const server = workload?.apiServers.get(member.host);
 	if (member.role === "control-plane" && server?.ready === false)
 		return {
