@@ -268,7 +268,7 @@ const clockError = (skew: number) =>
 
 const filteredByName = (serverName: string, front: string, { code, message, cause }: GroundplaneError) =>
 	new GroundplaneError(code, `${message}; TLS for ${front} passes on the same way`, {
-		next: `A firewall or proxy decides by server name: let ${serverName} through like ${front}. If there is none, look at the pods tunnel of the region.`,
+		next: `A firewall or proxy decides by server name: let ${serverName} through like ${front}. If there is none, check that name (tunnelServerName), and look at the pods tunnel of the region.`,
 		cause,
 	});
 

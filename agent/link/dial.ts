@@ -303,7 +303,7 @@ export function refusal(status: number, body: string, retryAfter: string | undef
 		"TunnelProtocolError",
 		`the address answered HTTP ${status} instead of opening a tunnel`,
 		{
-			next: "Check that no proxy on the way terminates TLS or forbids WebSocket, and that the address is the region's.",
+			next: "Check that no proxy on the way terminates TLS or forbids WebSocket, and that address and server name (tunnelServerName) are those of the region's tunnel.",
 			...(hint !== undefined && { details: { retryAfterMs: hint } }),
 		},
 	);
