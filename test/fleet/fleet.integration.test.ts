@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Fleet } from "./fleet.ts";
 import { hostName } from "./host.ts";
-import { type Plane, startPlane } from "./plane.ts";
+import { type Plane, startPlane, versions } from "./plane.ts";
 import {
 	blackout,
 	broken,
@@ -14,6 +14,7 @@ import {
 	makeClusters,
 	ready,
 	settled,
+	upgradeClusters,
 	uplinkLost,
 } from "./scenarios.ts";
 
@@ -53,13 +54,14 @@ describe("a fleet of simulated hosts", () => {
 		await ready(plane, HOSTS, 60_000);
 	}, 120_000);
 
-	test("clusters are made side by side with steps that fail now and then, and go without a trace", async () => {
+	test("clusters are made and upgraded side by side with steps that fail now and then, and go without a trace", async () => {
 		await makeClusters(plane, { count: 5, ms: 150_000 });
+		await upgradeClusters(plane, versions[1], { ms: 150_000 });
 		const { clusters, madeTwice } = await fleet.summary();
 		expect({ clusters, madeTwice }).toEqual({ clusters: 5, madeTwice: 0 });
 		await deleteClusters(plane, { ms: 150_000 });
 		await ready(plane, HOSTS, 60_000);
-	}, 400_000);
+	}, 500_000);
 
 	test("a restart of the hosts service sends nothing again", async () => {
 		await settled(plane, fleet, HOSTS, 60_000);

@@ -24,6 +24,8 @@ import { dyingWithParent, freePort, startPostgres, type TestPostgres } from "../
 export const REGION = "fleet";
 export const NAMESPACE = `region-${REGION}`;
 const DOMAIN = "fleet.example.com";
+/** Kubernetes versions that the region offers: nobody installs them here. */
+export const versions = ["v1.36.3", "v1.36.4"] as const;
 
 /** Programs of the plane that run as processes of their own, as in their containers. */
 export type Program = "tunnel" | "hosts" | "operator";
@@ -175,6 +177,7 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 		operator: {
 			...common,
 			VERSION: "0.1.0",
+			BUNDLES: JSON.stringify(versions.map((version) => ({ name: "kubernetes", version }))),
 			REGION_CHART: join(ROOT, "charts/region"),
 			RELEASE_JWKS: JSON.stringify({ keys: [publicJwk] }),
 			METRICS_PORT: String(health.operator),

@@ -4,7 +4,7 @@ import type { Cluster } from "../../crds/cluster.ts";
 import { clusters, hosts } from "../../operator/kube/resources.ts";
 import { type Fleet, until } from "./fleet.ts";
 import { hostName } from "./host.ts";
-import { NAMESPACE, type Plane, type Usage } from "./plane.ts";
+import { NAMESPACE, type Plane, type Usage, versions } from "./plane.ts";
 
 /** What a scenario took: time on the clock, and CPU of each part of the plane. */
 export interface Cost {
@@ -26,7 +26,8 @@ export async function costOf(plane: Plane, work: () => Promise<unknown>): Promis
 			return [name, cpuSeconds >= earlier ? cpuSeconds - earlier : cpuSeconds];
 		}),
 	);
-	return { seconds, cpu, writes: (await plane.writes()) - before.writes };
+	const writes = await plane.writes();
+	return { seconds, cpu, writes: writes >= before.writes ? writes - before.writes : writes };
 }
 
 /** Hosts `from` to `to` enrol at once; ends when all of them are Ready. */
@@ -150,7 +151,7 @@ export async function makeClusters(
 				apiVersion: "groundplane.io/v1alpha1",
 				kind: "Cluster",
 				metadata: { name, namespace: NAMESPACE },
-				spec: { version: VERSION, controlPlane: { hosts: [first] }, workers: [{ name: "workers", hosts: others }] },
+				spec: { version: versions[0], controlPlane: { hosts: [first] }, workers: [{ name: "workers", hosts: others }] },
 			} as unknown as Cluster);
 		}),
 	);
@@ -161,7 +162,31 @@ export async function makeClusters(
 		ms,
 	);
 }
-const VERSION = "v1.36.3";
+
+/** Changes the version of all clusters at once; ends when every one of them runs it on all nodes. */
+export async function upgradeClusters(plane: Plane, version: string, { ms = 600_000 } = {}): Promise<void> {
+	const list = async () => (await plane.kube.listAll(clusters, { namespace: NAMESPACE })).items;
+	await Promise.all(
+		(await list()).map(({ metadata }) =>
+			plane.kube.patch(clusters, { name: metadata.name, namespace: NAMESPACE }, { spec: { version } }),
+		),
+	);
+	await until(
+		`all clusters at ${version}`,
+		async () => {
+			const left = (await list()).filter(
+				({ status }) =>
+					status?.phase !== "Ready" ||
+					status.version !== version ||
+					status.members?.some((member) => member.version !== version),
+			);
+			return left.map(({ metadata, status }) => `${metadata.name} ${status?.phase} ${status?.progress?.step ?? ""}`);
+		},
+		(left) => left.length === 0,
+		ms,
+		1_000,
+	);
+}
 
 /** Deletes clusters; ends when they are gone and their hosts are free again. */
 export async function deleteClusters(plane: Plane, { ms = 600_000 } = {}): Promise<void> {
