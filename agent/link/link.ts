@@ -1,6 +1,5 @@
 import { randomUUID, X509Certificate } from "node:crypto";
 import { EventEmitter } from "node:events";
-import { setTimeout as delay } from "node:timers/promises";
 import { asGroundplaneError, type ErrorCode, GroundplaneError } from "../../protocol/errors.ts";
 import { type HelloClaim, signHello, verifyHello } from "../../protocol/hello.ts";
 import { type GoAway, type Hello, type IncomingStream, Session, type SessionLimits } from "../../protocol/mux.ts";
@@ -198,16 +197,16 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 	}
 
 	async #pause(ms: number, { wakes, signal }: { wakes: boolean; signal: AbortSignal }): Promise<void> {
-		const woken = new Promise<void>((resolve) => {
-			this.#wake = wakes ? resolve : undefined;
-		});
-		const over = new AbortController();
-		await Promise.race([
-			woken,
-			delay(ms, undefined, { signal: AbortSignal.any([signal, over.signal]) }).catch(() => {}),
-		]);
-		over.abort();
+		if (signal.aborted) return;
+		const { promise, resolve } = Promise.withResolvers<void>();
+		const end = () => resolve();
+		const timer = setTimeout(end, ms);
+		signal.addEventListener("abort", end, { once: true });
+		this.#wake = wakes ? end : undefined;
+		await promise;
 		this.#wake = undefined;
+		signal.removeEventListener("abort", end);
+		clearTimeout(timer);
 	}
 
 	/** A machine that slept, or whose network changed, finds out at once whether its tunnel still stands. */
