@@ -6,6 +6,8 @@ import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import type { Log } from "../kit/log.ts";
 import type { TlsFiles } from "../kit/tls.ts";
 
+import { Line, type LineOptions } from "./line.ts";
+
 const HOST = Symbol("host");
 
 /** Says to the artifacts service which host is asking; what a host itself puts there is thrown away. */
@@ -16,8 +18,17 @@ const FORWARDED = ["range", "if-range", "if-none-match", "accept", "accept-encod
 export class ArtifactsBridge {
 	readonly #server: Server;
 	#agent: Agent;
+	readonly #lineOf: (host: string) => LineOptions;
+	/** Lines of hosts that are downloading. */
+	readonly #lines = new Map<string, Line>();
 
-	constructor({ url, tls, log }: { url: string; tls: TlsFiles; log: Log }) {
+	constructor({
+		url,
+		tls,
+		log,
+		lineOf,
+	}: { url: string; tls: TlsFiles; log: Log; lineOf: (host: string) => LineOptions }) {
+		this.#lineOf = lineOf;
 		const newAgent = () => new Agent({ keepAlive: true, maxSockets: 64, timeout: 60_000, ...tls.current });
 		this.#agent = newAgent();
 		tls.onChange(() => {
@@ -32,6 +43,15 @@ export class ArtifactsBridge {
 	attach(host: string, stream: Duplex): void {
 		Object.assign(stream, { [HOST]: host });
 		this.#server.emit("connection", stream);
+	}
+
+	#line(host: string): Line {
+		let line = this.#lines.get(host);
+		if (line === undefined) {
+			line = new Line(this.#lineOf(host), () => this.#lines.delete(host));
+			this.#lines.set(host, line);
+		}
+		return line;
 	}
 
 	#forward(base: string, incoming: IncomingMessage, outgoing: ServerResponse, log: Log): void {
@@ -53,7 +73,7 @@ export class ArtifactsBridge {
 		}
 		const upstream = httpsRequest(new URL(url, base), { method, headers, agent: this.#agent }, (response) => {
 			outgoing.writeHead(response.statusCode ?? 502, response.headers);
-			pipeline(response, outgoing, () => {});
+			pipeline(response, this.#line(host).download(), outgoing, () => {});
 		});
 		upstream.setTimeout(60_000, () => upstream.destroy(new Error("artifacts did not answer for 60 s")));
 		upstream.on("error", (cause) => {

@@ -15,6 +15,7 @@ import type { Log } from "../kit/log.ts";
 import type { Admission } from "./admission.ts";
 import { Bucket } from "./budget.ts";
 import { bridgeUp, parseDown, sendDown } from "./control.ts";
+import type { LineOptions } from "./line.ts";
 import type { TunnelMetrics } from "./metrics.ts";
 import type { Route } from "./routes.ts";
 
@@ -154,6 +155,14 @@ export class Gateway {
 	onArrival(listener: (host: string) => void): () => void {
 		this.#arrivals.on("arrived", listener);
 		return () => this.#arrivals.off("arrived", listener);
+	}
+
+	/** A host's line, for what may give way on it: somebody works there when an interactive stream to it is open. */
+	line(host: string): LineOptions {
+		return {
+			ping: () => this.#current.get(host)?.session.ping() ?? Promise.reject(notConnected(host)),
+			shared: () => (this.#current.get(host)?.open.interactive ?? 0) > 0,
+		};
 	}
 
 	/** How the tunnel of a host that is here is doing. */

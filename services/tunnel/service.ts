@@ -50,10 +50,15 @@ export const tunnelService = defineService({
 		const kv = await bus.ensureKv("routes", { history: 1, description: "Which gateway holds which host." });
 
 		const metrics = new TunnelMetrics(context.metrics);
-		const artifacts = new ArtifactsBridge({ url: config.artifactsUrl, tls, log });
+		const artifacts = new ArtifactsBridge({
+			url: config.artifactsUrl,
+			tls,
+			log,
+			lineOf: (host) => gateway.line(host),
+		});
 		let proxyAddress = "";
 		const gatewayBus = new NatsGatewayBus({ bus, kv, gateway: config.podName, address: () => proxyAddress, log });
-		const gateway = new Gateway({
+		const gateway: Gateway = new Gateway({
 			name: config.podName,
 			version: VERSION,
 			region: config.region,

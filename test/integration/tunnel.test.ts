@@ -6,7 +6,7 @@ import { type AddressInfo, connect, createServer as createTcpServer, type Server
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
-import { text } from "node:stream/consumers";
+import { buffer, text } from "node:stream/consumers";
 import { setTimeout as delay } from "node:timers/promises";
 import { connect as connectTls, type TLSSocket } from "node:tls";
 import { jetstream } from "@nats-io/jetstream";
@@ -26,7 +26,10 @@ import { tunnelService } from "../../services/tunnel/service.ts";
 import { type RegionCertificates, regionCertificates } from "../support/certificates.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
 import { freePort } from "../support/postgres.ts";
+import { Relay } from "../support/relay.ts";
 
+const LARGE = Buffer.alloc(2 * 1024 * 1024, "groundplane");
+const DOWNLOADS = 8;
 const directory = mkdtempSync(join(tmpdir(), "gp-tunnel-"));
 const quiet = createLog({ write: process.env.DEBUG ? (line) => void process.stderr.write(line) : () => {} });
 let nats: TestNats;
@@ -62,7 +65,8 @@ beforeAll(async () => {
 	});
 	const { cert, key, ca } = await certificates.issueService("artifacts");
 	artifacts = createHttpsServer({ cert, key, ca, requestCert: true, rejectUnauthorized: true }, (request, response) => {
-		response.end(`${request.headers["x-groundplane-host"]} asks ${request.url} ${request.headers.range ?? ""}`);
+		if (request.url?.endsWith("/large")) response.end(LARGE);
+		else response.end(`${request.headers["x-groundplane-host"]} asks ${request.url} ${request.headers.range ?? ""}`);
 	});
 	await new Promise<void>((resolve) => artifacts.listen(artifactsPort, resolve));
 });
@@ -815,3 +819,39 @@ test("how a link is doing is known at every gateway", async () => {
 	await agent.up();
 	expect(await link(one)).toMatchObject([200, { tunnel: { reconnects: 1, ends: [{ reason: "TunnelClosed" }] } }]);
 });
+
+test("a download gives way on a thin line as soon as somebody works on the host, and comes whole", async () => {
+	const gateway = await startGateway();
+	const relay = await Relay.start(() => ({ port: gateway.port }));
+	cleanups.push(() => relay.close());
+	relay.behave({ bytesPerSecond: 2_000_000 });
+	const agent = await startLink(relay, { services: { "kube-apiserver": (stream) => stream.pipe(stream) } });
+	await agent.up();
+	const download = async () => {
+		const stream = (await agent.link.session?.open("artifacts", { lane: "bulk" })) as Duplex;
+		const asking = httpRequest({ createConnection: () => stream, path: "/artifacts/v1/large", headers: { host: "a" } });
+		asking.end();
+		const [response] = (await once(asking, "response")) as [IncomingMessage];
+		return (await buffer(response)).equals(LARGE);
+	};
+	// As an agent does: several at once, and each with a window of its own.
+	const downloaded = Promise.all(Array.from({ length: DOWNLOADS }, download));
+	let done = false;
+	void downloaded.finally(() => {
+		done = true;
+	});
+	const { socket } = await connectVia(gateway, "kube-apiserver.host-1:80");
+	const waits: number[] = [];
+	while (!done) {
+		const since = performance.now();
+		socket.write("x");
+		await once(socket, "data");
+		waits.push(performance.now() - since);
+		await delay(20);
+	}
+	expect(await downloaded).toEqual(Array.from({ length: DOWNLOADS }, () => true));
+	// At first the buffers on the way are full; then they are kept short.
+	const later = waits.slice(waits.length >> 1).sort((a, b) => a - b);
+	if (process.env.DEBUG) process.stderr.write(`${waits.map(Math.round)}\n`);
+	expect(later[later.length >> 1]).toBeLessThan(Math.max(...waits) / 2);
+}, 60_000);
