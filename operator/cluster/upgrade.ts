@@ -176,7 +176,7 @@ function advance(
 /** What is wrong with a host that was asked for its version, and how long that is borne. */
 function failureOf(
 	{ workload, unreachable }: Observed,
-	{ member, host, node, asked, applied }: Known,
+	{ member, host, node, asked, applied, healthy }: Known,
 ): { message: string; patienceMs: number } | undefined {
 	const report = reportOf(host);
 	if (!isConnected(host) || !isUpToDate(host)) return undefined;
@@ -185,7 +185,7 @@ function failureOf(
 			message: [report.step, report.reason, report.message].filter(Boolean).join(": "),
 			patienceMs: FAILED_MS,
 		};
-	if (!applied) return undefined;
+	if (!applied || healthy) return undefined;
 	const check =
 		workload === undefined
 			? `the API server does not answer: ${unreachable ?? "no control plane is connected"}.`
@@ -273,7 +273,7 @@ function progressOf(
 	const failure = failureOf(observed, one);
 	const report = reportOf(one.host);
 	if (one.applied)
-		return { step: `Checking ${entry.to}`, host: entry.host, detail: failure?.message ?? "", ...usual, ...next };
+		return { step: `Checking ${entry.to}`, host: entry.host, detail: failure?.message ?? "All is well.", ...usual, ...next };
 	const detail = failure?.message ?? [report?.step, report?.progress].filter(Boolean).join(" ");
 	const step = entry.to === entry.from ? `Putting back to ${entry.to}` : `Changing to ${entry.to}`;
 	return { step, host: entry.host, detail: detail || "Waiting for the host to begin.", ...usual, ...next };

@@ -1,0 +1,143 @@
+import { setTimeout as delay } from "node:timers/promises";
+import type { Cluster } from "../../crds/cluster.ts";
+import { GROUP_VERSION } from "../../crds/common.ts";
+import type { Demo } from "../demo/demo.ts";
+import { atMost, type Figure } from "./figures.ts";
+
+const CONTROL_PLANES = ["host-1", "host-2", "host-3"];
+const WORKERS = ["host-4", "host-5"];
+const NAME = "changes";
+const OLD = "v1.35.4";
+const NEW = "v1.36.3";
+/** On every host, the way to the cluster's API servers. */
+const BALANCER = "https://169.254.99.1:6443";
+/** Makes kubelets of the new version fail to start. */
+const TRAP_DIRECTORY = "/etc/systemd/system/kubelet.service.d";
+const TRAP = `[Service]\nExecStartPre=/bin/sh -c '! /usr/local/bin/kubelet --version | grep -qF ${NEW}'\n`;
+
+export const CHANGES_HOSTS = [...CONTROL_PLANES, ...WORKERS];
+
+/** How long a cluster of three control planes and two workers takes to be made, changed and ended. The hosts are free before. */
+export async function lifecycleChanges(demo: Demo): Promise<Figure[]> {
+	const made = await timed(() => become(demo, OLD, WORKERS));
+	await demo.clusterKubeconfig(NAME);
+	const removed = await timed(() => become(demo, OLD, WORKERS.slice(0, 1)));
+	await demo.waitReady("host", "host-5", demo.namespace, 300_000);
+	const added = await timed(() => become(demo, OLD, WORKERS));
+
+	const back = await failedUpgrade(demo);
+	const stop = await startProbe(demo, "host-5");
+	const upgraded = await timed(() => become(demo, NEW, WORKERS));
+	const gaps = await stop();
+	const { writes, whole } = await powerCut(demo);
+
+	await demo.lab.stop("host-5");
+	const deleted = await timed(() => demo.kubectl(["delete", "cluster", NAME, "-n", demo.namespace, "--timeout=600s"]));
+	return [
+		atMost("3 control planes + 2 workers, applied → Ready", made / 60, "min", 3.5),
+		atMost("worker added", added, "s", 25),
+		atMost("worker removed", removed, "s", 30),
+		atMost("one node's failed upgrade → back and Ready", back, "s", 60),
+		atMost("upgrade 3+2 by one minor", upgraded / 60, "min", 6),
+		atMost("API gap during it at 10 requests/s, in all", gaps.total, "s", 3),
+		atMost("API gap during it, the longest", gaps.longest, "s", 1.5),
+		atMost("control-plane host power-cut: writes accepted again", writes, "s", 3),
+		atMost("the host back and its member healthy", whole, "s", 45),
+		atMost("delete with one dead host", deleted, "s", 60),
+	];
+}
+
+/** Applies the cluster and waits until it is so. */
+async function become(demo: Demo, version: string, workers: readonly string[]): Promise<void> {
+	await applyCluster(demo, version, workers);
+	await demo.waitReady<Cluster>("cluster", NAME, demo.namespace, 20 * 60_000);
+}
+
+const applyCluster = (demo: Demo, version: string, workers: readonly string[]): Promise<void> =>
+	demo.apply({
+		apiVersion: GROUP_VERSION,
+		kind: "Cluster",
+		metadata: { name: NAME, namespace: demo.namespace },
+		spec: {
+			version,
+			controlPlane: { hosts: CONTROL_PLANES },
+			workers: [{ name: "workers", hosts: workers }],
+		},
+	});
+
+/** Seconds from when the first control plane has failed to be upgraded until all nodes are ready again on the old version. */
+async function failedUpgrade(demo: Demo): Promise<number> {
+	const [host = ""] = CONTROL_PLANES;
+	await demo.lab.run(host, ["mkdir", "-p", TRAP_DIRECTORY]);
+	await demo.lab.exec(host, ["tee", `${TRAP_DIRECTORY}/99-trap.conf`], { input: TRAP });
+	await demo.lab.run(host, ["systemctl", "daemon-reload"]);
+	await applyCluster(demo, NEW, WORKERS);
+	const isFailing = (cluster: Cluster | undefined) =>
+		cluster?.status?.upgrade?.stopped !== undefined ||
+		(cluster?.status?.upgrade?.hosts.some(({ failing }) => failing !== undefined) ?? false);
+	await until(demo, isFailing);
+	const back = await timed(() =>
+		until(demo, (cluster) => cluster?.status?.upgrade?.stopped !== undefined && cluster.status.ready === "5/5"),
+	);
+	await demo.lab.run(host, ["rm", "-r", TRAP_DIRECTORY]);
+	await demo.lab.run(host, ["systemctl", "daemon-reload"]);
+	await become(demo, OLD, WORKERS);
+	return back;
+}
+
+/** Reads the host's own Node ten times a second, through the host's balancer, as its kubelet would. Answers the gaps in seconds. */
+async function startProbe(demo: Demo, host: string): Promise<() => Promise<{ total: number; longest: number }>> {
+	const script = `rm -f /tmp/probe.log; while [ ! -e /tmp/probe.stop ]; do
+		if curl -sf -m 5 -o /dev/null --cacert /etc/kubernetes/pki/ca.crt --cert /var/lib/kubelet/pki/kubelet-client-current.pem \\
+			${BALANCER}/api/v1/nodes/${host}; then date +%s.%N >>/tmp/probe.log; fi; sleep 0.1; done`;
+	await demo.lab.run(host, ["rm", "-f", "/tmp/probe.stop"]);
+	await demo.lab.run(host, ["systemd-run", "--unit=gp-probe", "--collect", "sh", "-c", script]);
+	return async () => {
+		await demo.lab.run(host, ["touch", "/tmp/probe.stop"]);
+		await delay(6_000);
+		return gapsOf((await demo.lab.run(host, ["cat", "/tmp/probe.log"])).trim().split("\n").map(Number));
+	};
+}
+
+/** What is missing between answers that should come at least every half second, in seconds. */
+export function gapsOf(times: readonly number[]): { total: number; longest: number } {
+	const gaps = times
+		.slice(1)
+		.map((time, index) => time - (times[index] ?? time))
+		.filter((gap) => gap > 0.5);
+	return { total: gaps.reduce((sum, gap) => sum + gap, 0), longest: Math.max(0, ...gaps) };
+}
+
+/** A control plane loses power: seconds until a write succeeds again, and from its boot until its member is healthy. */
+async function powerCut(demo: Demo): Promise<{ writes: number; whole: number }> {
+	const host = CONTROL_PLANES.at(-1) ?? "";
+	const write = (value: string) =>
+		demo.clusterKubectl(
+			NAME,
+			["annotate", "namespace", "default", `bench=${value}`, "--overwrite", "--request-timeout=2s"],
+			{ check: false },
+		);
+	await demo.lab.stop(host);
+	const writes = await timed(async () => {
+		for (let i = 0; i < 120; i++) if ((await write(String(i))).code === 0) return;
+	});
+	const whole = await timed(async () => {
+		await demo.lab.start(host);
+		await demo.waitReady<Cluster>("cluster", NAME, demo.namespace, 300_000);
+	});
+	return { writes, whole };
+}
+
+async function until(demo: Demo, check: (cluster: Cluster | undefined) => boolean): Promise<void> {
+	for (let i = 0; i < 1200; i++) {
+		if (check(await demo.get<Cluster>("cluster", NAME, demo.namespace))) return;
+		await delay(500);
+	}
+	throw new Error(`cluster ${NAME} did not get there in 10 minutes`);
+}
+
+async function timed(work: () => Promise<unknown>): Promise<number> {
+	const start = performance.now();
+	await work();
+	return (performance.now() - start) / 1000;
+}
