@@ -2,7 +2,7 @@ import type { Logger } from "pino";
 import type { Cluster } from "../crds/cluster.ts";
 import type { Host } from "../crds/host.ts";
 import type { Region } from "../crds/region.ts";
-import { BY_HOST, hostKeysOf } from "./cluster/assign.ts";
+import { BY_CLUSTER, BY_HOST, clusterOf, hostKeysOf } from "./cluster/assign.ts";
 import type { OperatorConfig } from "./config.ts";
 import type { KubeClient } from "./kube/client.ts";
 import type { EventRecorder } from "./kube/events.ts";
@@ -19,7 +19,18 @@ export interface Informers {
 /** Makes the copies that the controllers work on; `main.ts` runs them. */
 export const createInformers = (client: KubeClient, log: Logger): Informers => ({
 	regions: new Reflector({ client, resource: regions, log }),
-	hosts: new Reflector({ client, resource: hosts, log, transform: slimHost }),
+	hosts: new Reflector({
+		client,
+		resource: hosts,
+		log,
+		transform: slimHost,
+		indexers: {
+			[BY_CLUSTER]: (host) => {
+				const cluster = clusterOf(host);
+				return cluster === undefined ? [] : [`${host.metadata.namespace}/${cluster}`];
+			},
+		},
+	}),
 	clusters: new Reflector({ client, resource: clusters, log, indexers: { [BY_HOST]: hostKeysOf } }),
 });
 

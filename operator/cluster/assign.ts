@@ -30,6 +30,9 @@ export const clusterOf = (host: Host): string | undefined => {
 	return typeof parameters?.cluster === "string" ? parameters.cluster : undefined;
 };
 
+/** Index of hosts by the cluster that their role names, as `namespace/name`. */
+export const BY_CLUSTER = "cluster";
+
 /** Index of clusters by the hosts that may concern them; see {@link hostKeysOf}. */
 export const BY_HOST = "host";
 

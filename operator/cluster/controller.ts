@@ -10,7 +10,7 @@ import { setConditions } from "../kube/conditions.ts";
 import { Controller, type Result, type Runnable, watch } from "../kube/controller.ts";
 import { ConnectAgent } from "../kube/proxy.ts";
 import { clusters, hosts, keyOf, type Secret, secrets } from "../kube/resources.ts";
-import { BY_HOST, clusterOf } from "./assign.ts";
+import { BY_CLUSTER, BY_HOST, clusterOf, hostKeysOf } from "./assign.ts";
 import { WorkloadClients } from "./clients.ts";
 import { joinSecretName } from "./joining.ts";
 import { isConnected, outputsOf } from "./members.ts";
@@ -56,6 +56,26 @@ function clustersOf({ clusters: all }: Informers, host: Host): string[] {
 		...(owner === undefined ? [] : [`${namespace}/${owner}`]),
 		...[name, "*"].flatMap((each) => all.byIndex(BY_HOST, `${namespace}/${each}`)).map(keyOf),
 	];
+}
+
+/**
+ * What a decision about a cluster can depend on: its hosts and who else names them; all of the region only when it selects hosts by
+ * labels. A decision over ten thousand hosts takes five milliseconds, and there are a thousand clusters.
+ */
+function relevantTo(
+	{ hosts: all, clusters: every }: Informers,
+	cluster: Cluster,
+): { hosts: Host[]; others: Cluster[] } {
+	const { namespace, name } = cluster.metadata;
+	const isOther = (other: Cluster) => other.metadata.name !== name;
+	const keys = hostKeysOf(cluster);
+	if (keys.includes(`${namespace}/*`))
+		return { hosts: all.list(inNamespace(namespace)), others: every.list(inNamespace(namespace)).filter(isOther) };
+	const mine = [...all.byIndex(BY_CLUSTER, `${namespace}/${name}`), ...keys.flatMap((key) => all.get(key) ?? [])];
+	return {
+		hosts: [...new Set(mine)].sort((a, b) => (a.metadata.name < b.metadata.name ? -1 : 1)),
+		others: [...new Set(keys.flatMap((key) => every.byIndex(BY_HOST, key)))].filter(isOther),
+	};
 }
 
 class ClusterReconciler {
@@ -113,15 +133,14 @@ class ClusterReconciler {
 		secret: Secret | undefined,
 		signal: AbortSignal,
 	): Promise<{ observed: Observed; workload: KubeClient | undefined }> {
-		const { client, informers, config, now } = this.#deps;
-		const { namespace, name } = cluster.metadata;
+		const { informers, config, now } = this.#deps;
 		const isPreflight = needsPreflight({ cluster });
+		const relevant = relevantTo(informers, cluster);
 		const base: Observed = {
 			cluster,
-			hosts: isPreflight
-				? (await client.listAll(hosts, { ...inNamespace(namespace), signal })).items // the informer's copy leaves disks out
-				: informers.hosts.list(inNamespace(namespace)),
-			others: informers.clusters.list(inNamespace(namespace)).filter((other) => other.metadata.name !== name),
+			// The informer's copy leaves disks out.
+			hosts: isPreflight ? await this.#whole(relevant.hosts, signal) : relevant.hosts,
+			others: relevant.others,
 			versions: config.bundles.filter((bundle) => bundle.name === "kubernetes").map((bundle) => bundle.version),
 			joinSecret: secret !== undefined,
 			now: now(),
@@ -153,6 +172,18 @@ class ClusterReconciler {
 			signal.throwIfAborted();
 			return { observed: { ...base, unreachable: asGroundplaneError(error).message }, workload: undefined };
 		}
+	}
+
+	/** The hosts as the API server has them: one by one, or in pages when they are many. */
+	async #whole(known: readonly Host[], signal: AbortSignal): Promise<Host[]> {
+		const { client } = this.#deps;
+		const [first] = known;
+		if (known.length > 50)
+			return (await client.listAll(hosts, { ...inNamespace(first?.metadata.namespace), signal })).items;
+		const found = await Promise.all(
+			known.map(({ metadata }) => client.find(hosts, metadata.name, metadata.namespace, { signal })),
+		);
+		return found.filter((host) => host !== undefined);
 	}
 
 	/** Clients of the API servers of a cluster's control planes that have been up and are connected, each through its host's tunnel. */

@@ -228,6 +228,21 @@ it("an operator that was stopped for longer than its lease can change nothing an
 	expect(second.child.exitCode).toBeNull();
 }, 180_000);
 
+it("a host that does not dial in is said to be waited for, after a while", async () => {
+	await api.client.create(hosts, {
+		metadata: { name: "late", namespace: NAMESPACE },
+		spec: { approved: true },
+	} as never);
+	await until(async () => expect((await host("late")).status?.phase).toBe("Pending"));
+	const { metadata, status } = await host("late");
+	const waited =
+		Date.parse(status?.conditions?.[0]?.lastTransitionTime ?? "") - Date.parse(metadata.creationTimestamp ?? "");
+	// Times of objects are whole seconds.
+	expect(waited).toBeGreaterThanOrEqual(2_000);
+	expect(metadata.finalizers).toEqual(["groundplane.io/host"]);
+	expect(Number(metadata.annotations?.[EPOCH])).toBe((await lease())?.leaseTransitions);
+}, 90_000);
+
 it("nobody can make an epoch fall, and hosts and clusters live in regions only", async () => {
 	const annotate = (value: string | null) =>
 		api.client.patch(hosts, { name: "two", namespace: NAMESPACE }, { metadata: { annotations: { [EPOCH]: value } } });
