@@ -6,6 +6,7 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { jetstreamManager } from "@nats-io/jetstream";
 import type { Subscription } from "@nats-io/nats-core";
 import { connect } from "@nats-io/transport-node";
 import * as x509 from "@peculiar/x509";
@@ -685,6 +686,22 @@ describe("a host's life", () => {
 		);
 		await eventually(async () => documents.length > 0, "the document after the restarts");
 	});
+
+	test("what an older version has left on the bus is taken over", async () => {
+		const jsm = await jetstreamManager(world.nc);
+		await jsm.consumers.update("HOSTS_UP", "hosts", { max_ack_pending: 64 });
+		await world.restart();
+		const { facts, agent } = (await world.host(name))?.status ?? {};
+		world.up(name, {
+			type: "facts",
+			agentVersion: "0.2.0",
+			facts: facts as never,
+			checks,
+			certificateNotAfter: agent?.certificateNotAfter ?? "",
+		});
+		await statusWhere((h) => h.status?.agent?.version === "0.2.0", "a report after the restart");
+		expect((await jsm.consumers.info("HOSTS_UP", "hosts")).config.max_ack_pending).toBeGreaterThan(64);
+	}, 60_000);
 
 	test("deleted, it gets an empty document; gone, it is cut off and may come anew", async () => {
 		await patch({ metadata: { finalizers: ["groundplane.io/host"] }, spec: { maintenance: true } });

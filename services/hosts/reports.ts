@@ -1,5 +1,5 @@
 import { setTimeout as delay, setImmediate } from "node:timers/promises";
-import { AckPolicy, DeliverPolicy, type JsMsg } from "@nats-io/jetstream";
+import { AckPolicy, DeliverPolicy, JetStreamApiError, type JsMsg } from "@nats-io/jetstream";
 import { errors } from "@nats-io/nats-core";
 import { z } from "zod";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
@@ -23,6 +23,10 @@ const link = z.object({
 const admitRequest = z.object({ host: z.string(), serial: z.string() });
 
 const PROBES_AT_ONCE = 16;
+/** Name of the durable consumers: how far reports were read outlives the process. */
+const CONSUMER = "hosts";
+/** JetStream's error for a consumer that is there with other settings (nats-server, errors.json). */
+const CONSUMER_EXISTS = 10148;
 /** Of each gateway so many tunnels are asked for in every round, the oldest first; all of them within a slow one. */
 const OLDEST = 8;
 const SLOW_ROUND_MS = 10 * 60_000;
@@ -225,14 +229,8 @@ export class Reports {
 		while (!signal.aborted) {
 			try {
 				await ensureHostStreams(bus);
-				await bus.jsm.consumers.add(stream, {
-					durable_name: "hosts",
-					deliver_policy: DeliverPolicy.All,
-					ack_policy: AckPolicy.Explicit,
-					ack_wait: 30_000_000_000,
-					max_ack_pending: 4 * BATCH,
-				});
-				const consumer = await bus.js.consumers.get(stream, "hosts");
+				await this.#ensureConsumer(stream);
+				const consumer = await bus.js.consumers.get(stream, CONSUMER);
 				const messages = await consumer.consume({ max_messages: 2 * BATCH });
 				const stop = () => messages.stop();
 				signal.addEventListener("abort", stop, { once: true });
@@ -250,6 +248,23 @@ export class Reports {
 				if (!signal.aborted) log.warn({ err, stream }, "can't read from the bus; trying again");
 			}
 			await delay(1_000, undefined, { signal }).catch(() => undefined);
+		}
+	}
+
+	/** Makes the durable consumer, or changes one of an older version to what is asked now. */
+	async #ensureConsumer(stream: string): Promise<void> {
+		const { consumers } = this.#options.bus.jsm;
+		const limits = { ack_wait: 30_000_000_000, max_ack_pending: 4 * BATCH };
+		try {
+			await consumers.add(stream, {
+				durable_name: CONSUMER,
+				deliver_policy: DeliverPolicy.All,
+				ack_policy: AckPolicy.Explicit,
+				...limits,
+			});
+		} catch (error) {
+			if (!(error instanceof JetStreamApiError) || error.code !== CONSUMER_EXISTS) throw error;
+			await consumers.update(stream, CONSUMER, limits);
 		}
 	}
 
