@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { mkdir, readdir, readFile, readlink, rename, rm, symlink } from "node:fs/promises";
 import { get } from "node:http";
 import { dirname, join } from "node:path";
@@ -32,6 +33,8 @@ const UPGRADE_CONFIG = "/etc/groundplane/kubernetes/kubeadm-upgrade.yaml";
 const STATE = "/var/lib/groundplane/kubernetes";
 const CHANGE = `${STATE}/change.json`;
 const BEFORE = `${STATE}/before`;
+/** A digest of what the running kubelet was started with. */
+const STARTED = `${STATE}/kubelet-started`;
 const SNAPSHOTS = `${STATE}/etcd`;
 const SNAPSHOTS_KEPT = 3;
 /** Files beside the manifests that belong to a version. */
@@ -353,10 +356,22 @@ export async function pointKubelet(kubelet: string): Promise<void> {
 	await syncDirectory(dirname(KUBELET));
 }
 
+/**
+ * Makes the kubelet that runs the one that is linked, with the configuration that lies there. It is not restarted for nothing:
+ * one that starts while etcd is down and the API server hangs for it takes minutes until it starts etcd.
+ */
 async function startKubelet(kubelet: string, { exec, signal }: StepContext): Promise<void> {
 	await pointKubelet(kubelet);
+	const hash = createHash("sha256").update(kubelet);
+	for (const path of KUBELET_FILES) hash.update((await readFile(path, "utf8").catch(() => "")).concat("\0"));
+	const wanted = hash.digest("hex");
+	const running = await readFile(STARTED, "utf8").catch(() => "");
+	const { code } = await exec("systemctl", ["is-active", "--quiet", "kubelet.service"], { signal, codes: true });
+	if (running === wanted && code === 0) return;
 	await exec("systemctl", ["reset-failed", "kubelet.service"], { signal, codes: true });
 	await exec("systemctl", ["restart", "kubelet.service"], { signal });
+	await makeDirectories(STATE, 0o700);
+	await writeDurable(STARTED, wanted);
 }
 
 /** Waits until the node does its work at its version; sees early when it will not. */
