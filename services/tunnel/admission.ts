@@ -1,3 +1,4 @@
+import { setTimeout as delay } from "node:timers/promises";
 import { z } from "zod";
 import { type ErrorCode, errorCodes, GroundplaneError } from "../../protocol/errors.ts";
 
@@ -14,6 +15,9 @@ type Verdict = z.output<typeof verdict>;
 /** How long a "yes" is good without asking again, and how long it stands in when the hosts service can't be asked. */
 const FRESH_MS = 60_000;
 const KNOWN_MS = 24 * 3_600_000;
+/** How long to go on asking when nobody answers: the hosts service may be starting beside this gateway. */
+const PATIENCE_MS = 3_000;
+const ASK_AGAIN_MS = 150;
 /** A "no" is kept a little while, so that a refused host that dials in a loop costs nothing. */
 const REFUSED_MS = 5_000;
 
@@ -24,11 +28,17 @@ const REFUSED_MS = 5_000;
 export class Admission {
 	readonly #ask: (host: string, serial: string) => Promise<unknown>;
 	readonly #now: () => number;
+	readonly #pause: (ms: number) => Promise<unknown>;
 	readonly #known = new Map<string, { verdict: Verdict; at: number }>();
 
-	constructor(options: { ask: (host: string, serial: string) => Promise<unknown>; now?: () => number }) {
+	constructor(options: {
+		ask: (host: string, serial: string) => Promise<unknown>;
+		now?: () => number;
+		pause?: (ms: number) => Promise<unknown>;
+	}) {
 		this.#ask = options.ask;
 		this.#now = options.now ?? Date.now;
+		this.#pause = options.pause ?? ((ms) => delay(ms));
 	}
 
 	/** Throws what the host is to be told. `fresh` asks whatever is remembered. */
@@ -39,7 +49,7 @@ export class Admission {
 		if (!fresh && known && age < (known.verdict.admitted ? FRESH_MS : REFUSED_MS)) return judge(host, known.verdict);
 		let answer: Verdict;
 		try {
-			answer = verdict.parse(await this.#ask(host, serial));
+			answer = verdict.parse(await this.#askPatiently(host, serial, known?.verdict.admitted ? 0 : PATIENCE_MS));
 		} catch (cause) {
 			if (known?.verdict.admitted && age < KNOWN_MS) return;
 			throw new GroundplaneError("BusUnavailable", "the region can't check this host's certificate at the moment", {
@@ -49,6 +59,20 @@ export class Admission {
 		}
 		this.#known.set(key, { verdict: answer, at: this.#now() });
 		judge(host, answer);
+	}
+
+	/** Asks until somebody answers or `ms` are over, ever more seldom and with jitter. */
+	async #askPatiently(host: string, serial: string, ms: number): Promise<unknown> {
+		const end = this.#now() + ms;
+		for (let attempt = 0; ; attempt++) {
+			try {
+				return await this.#ask(host, serial);
+			} catch (error) {
+				const pause = ASK_AGAIN_MS * 2 ** attempt * (0.5 + Math.random());
+				if (this.#now() + pause > end) throw error;
+				await this.#pause(pause);
+			}
+		}
 	}
 
 	/** Forgets what is known of a host. */

@@ -438,14 +438,12 @@ export class Gateway {
 			shown === undefined || cuts !== this.#cuts
 				? admission.admit(peer.host, peer.serial, { fresh: shown !== undefined })
 				: Promise.resolve();
-		session.on(
-			"stream",
-			(incoming) =>
-				void admitted.then(
-					() => this.#onStream(connection, incoming),
-					() => {},
-				),
-		);
+		session.on("stream", (incoming) => {
+			admitted
+				.then(() => this.#onStream(connection, incoming))
+				// The host was not admitted, or has given the stream up meanwhile.
+				.catch((err: unknown) => log.debug({ host: peer.host, service: incoming.service, err }, "stream not served"));
+		});
 		try {
 			await admitted;
 		} catch (error) {
