@@ -3,7 +3,7 @@ import type { Host } from "../../crds/host.ts";
 import type { GroundplaneError } from "../../protocol/errors.ts";
 import { contentOf, digestOf, nextDocument, renewAt } from "./desired-state.ts";
 import { checkIdentity, checkRequest } from "./enrolment.ts";
-import { type Document, type HostRecord, isStale } from "./inventory.ts";
+import { type Document, type HostRecord, isSameTunnel, isStale } from "./inventory.ts";
 import { inBatches } from "./reports.ts";
 import { statusOf } from "./status.ts";
 
@@ -198,6 +198,14 @@ describe("status", () => {
 		const again = statusOf({ ...host(), status: first as never }, machine(), { now: () => 2000 });
 		expect(again).toEqual(first);
 	});
+});
+
+test("a tunnel that is told of twice has been up since the first time", () => {
+	const link = { state: "connected", gateway: "tunnel-0", epoch: 7, address: "a", at: "2026-01-01T00:00:00Z" } as const;
+	expect(isSameTunnel(link, { ...link, at: "2026-01-01T00:00:05Z" })).toBe(true);
+	expect(isSameTunnel(link, { ...link, epoch: 8 })).toBe(false);
+	expect(isSameTunnel(link, { ...link, state: "disconnected", reason: "TunnelClosed" })).toBe(false);
+	expect(isSameTunnel(null, link)).toBe(false);
 });
 
 describe("batches of messages", () => {

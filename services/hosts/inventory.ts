@@ -142,7 +142,8 @@ export class Inventory {
 		const known = new Map(before.map(({ name, link }) => [name, link]));
 		const newest = new Map<string, Link>();
 		for (const { host, link } of links) {
-			if (known.has(host) && !isStale(newest.get(host) ?? known.get(host) ?? null, link)) newest.set(host, link);
+			const last = newest.get(host) ?? known.get(host) ?? null;
+			if (known.has(host) && !isStale(last, link) && !isSameTunnel(last, link)) newest.set(host, link);
 		}
 		const rows = [...newest].map(([name, link]) => ({ name, link }));
 		if (rows.length === 0) return { known: new Set(known.keys()), changed: new Set() };
@@ -259,6 +260,11 @@ export function isStale(known: Link | null, next: Link): boolean {
 	if (next.state === "disconnected") return next.epoch < known.epoch;
 	return Date.parse(next.at) < Date.parse(known.at);
 }
+
+/** Whether `next` says again what is known of a tunnel: the time from which it has been so stays. */
+export const isSameTunnel = (known: Link | null, next: Link): boolean =>
+	known !== null &&
+	(["state", "gateway", "epoch", "address", "reason"] as const).every((field) => known[field] === next[field]);
 
 /** How each kind of report is kept: its fields in SQL (`r`), what they change of a host (`h`), and when that is something new. */
 const kinds: readonly { type: Report["type"]; columns: string; set: string; differs: string }[] = [
