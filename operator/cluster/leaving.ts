@@ -100,6 +100,8 @@ export function planLeaving(
 		return say(drainMessage(observed, node));
 	});
 
+	leaving.push(...ghosts(observed, known, names));
+
 	// The Node goes when its host has been cleaned: until then the kubelet would make it anew.
 	for (const node of workload?.nodes ?? []) {
 		const isLeft = leaving.some(({ host }) => host === node.name);
@@ -107,6 +109,22 @@ export function planLeaving(
 	}
 	return { actions, leaving };
 }
+
+/** Control planes that are no longer named and whose Host was deleted: etcd still counts them. */
+const ghosts = (
+	{ cluster, hosts }: Observed,
+	known: readonly Known[],
+	names: ReadonlySet<string>,
+): readonly LeavingMember[] =>
+	(cluster.status?.members ?? [])
+		.filter(({ host, role, phase }) => role === "control-plane" && phase !== "Waiting" && !names.has(host))
+		.filter(({ host }) => !hosts.some(({ metadata }) => metadata.name === host) && !isRemovedFromEtcd(known, host))
+		.map(({ host }) => ({
+			host,
+			role: "control-plane",
+			message: "Its Host is gone: another control plane takes it out of etcd.",
+			isDeadMember: true,
+		}));
 
 /** Why taking a control plane out now could stop etcd; `undefined` when it keeps its majority. */
 function unsafeToLeave(

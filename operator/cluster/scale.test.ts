@@ -72,6 +72,14 @@ describe("control planes up and down", () => {
 		expect(site.cluster.status?.members?.map(({ host: name }) => name)).not.toContain("h3");
 	});
 
+	it("takes one out of etcd whose Host was deleted by force", () => {
+		const site = made(["h1", "h2", "h3"], ["h5"]);
+		site.hosts = site.hosts.filter(({ metadata }) => metadata.name !== "h2");
+		settleWell(site.edit({ controlPlane: { hosts: ["h1", "h3", "h5"] } }));
+		expect([...site.etcd].sort()).toEqual(["h1", "h3", "h5"]);
+		expect(site.nodes.has("h2")).toBe(false);
+	});
+
 	it("does not let one go while another is not well, and says so", () => {
 		const site = made(["h1", "h2", "h3"]);
 		site.powerOff("h2");

@@ -67,7 +67,7 @@ export class Site {
 			...base,
 			workload: {
 				nodes: [...this.nodes.values()].map(({ pods, ...node }) => {
-					const alive = isConnected(this.host(node.name));
+					const alive = this.hosts.some((each) => each.metadata.name === node.name && isConnected(each));
 					return {
 						...node,
 						ready: node.ready && alive,
@@ -88,7 +88,7 @@ export class Site {
 
 	/** Members of etcd that live. A control plane that is being changed is down for that long. */
 	get etcdWell(): number {
-		return [...this.etcd].filter((name) => this.answersAlone(this.host(name))).length;
+		return this.hosts.filter((each) => this.etcd.has(each.metadata.name) && this.answersAlone(each)).length;
 	}
 	get etcdHasQuorum(): boolean {
 		return this.etcdWell >= Math.floor(this.etcd.size / 2) + 1;

@@ -273,7 +273,13 @@ function progressOf(
 	const failure = failureOf(observed, one);
 	const report = reportOf(one.host);
 	if (one.applied)
-		return { step: `Checking ${entry.to}`, host: entry.host, detail: failure?.message ?? "All is well.", ...usual, ...next };
+		return {
+			step: `Checking ${entry.to}`,
+			host: entry.host,
+			detail: failure?.message ?? "All is well.",
+			...usual,
+			...next,
+		};
 	const detail = failure?.message ?? [report?.step, report?.progress].filter(Boolean).join(" ");
 	const step = entry.to === entry.from ? `Putting back to ${entry.to}` : `Changing to ${entry.to}`;
 	return { step, host: entry.host, detail: detail || "Waiting for the host to begin.", ...usual, ...next };
