@@ -17,6 +17,8 @@ import { dyingWithParent } from "./postgres.ts";
 export interface TestApiServer {
 	/** `https://127.0.0.1:PORT` */
 	readonly server: string;
+	/** Its etcd: `http://127.0.0.1:PORT` */
+	readonly etcd: string;
 	/** Path of a kubeconfig with all rights (group system:masters). */
 	readonly kubeconfig: string;
 	readonly config: KubeConfig;
@@ -115,6 +117,7 @@ export async function startApiServer({ crds = true }: { crds?: boolean } = {}): 
 	if (crds) await installCrds(client);
 	return {
 		server,
+		etcd: etcdUrl,
 		kubeconfig,
 		config,
 		client,
