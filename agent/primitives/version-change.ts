@@ -259,7 +259,13 @@ async function snapshot(version: string, { exec, signal, now, log }: StepContext
 	} catch (error) {
 		for (const name of await namesIn(SNAPSHOTS))
 			if (!name.endsWith(".db")) await rm(join(SNAPSHOTS, name), { force: true });
-		throw error;
+		signal.throwIfAborted();
+		// etcdctl logs at length before it says what was wrong.
+		const why = /Error: (.*)$/s.exec(asGroundplaneError(error).message)?.[1] ?? asGroundplaneError(error).message;
+		throw new GroundplaneError("StepFailed", `no snapshot of etcd could be taken, and nothing was changed: ${why}`, {
+			next: `Look at the room in ${STATE} and at etcd; it is tried again by itself.`,
+			cause: error,
+		});
 	}
 	log(`snapshot of etcd: ${path}`);
 }
