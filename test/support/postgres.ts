@@ -1,4 +1,5 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { randomInt } from "node:crypto";
 import { existsSync } from "node:fs";
 import { chown, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
@@ -116,14 +117,23 @@ export function dyingWithParent(program: string, args: readonly string[]): [stri
 	return existsSync(setpriv) ? [setpriv, ["--pdeathsig", "INT", "--", program, ...args]] : [program, [...args]];
 }
 
-/** A port of 127.0.0.1 that nobody listens on at the moment. */
+/**
+ * A port that nobody listens on at the moment. Not one of those that the kernel gives to outgoing connections (32768 and up):
+ * a busy test would have taken it before its listener comes.
+ */
 export async function freePort(): Promise<number> {
-	const server = createServer();
-	await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-	const address = server.address();
-	await new Promise((resolve) => server.close(resolve));
-	if (address === null || typeof address === "string") throw new Error("no port");
-	return address.port;
+	for (let attempt = 0; attempt < 100; attempt++) {
+		const port = randomInt(15_000, 30_000);
+		const server = createServer();
+		const free = await new Promise<boolean>((resolve) => {
+			server.once("error", () => resolve(false));
+			server.listen(port, () => resolve(true));
+		});
+		if (!free) continue;
+		await new Promise((resolve) => server.close(resolve));
+		return port;
+	}
+	throw new Error("no free port between 15000 and 30000");
 }
 
 async function binaries(): Promise<string> {
