@@ -175,6 +175,7 @@ const failed = (message: string) =>
 
 async function finish({ version, kubelet }: VersionedNode, other: string): Promise<void> {
 	await settleVersion(version);
+	await clearKubeadmBackups();
 	await rm(CHANGE, { force: true });
 	await syncDirectory(STATE);
 	const versions = dirname(dirname(kubelet));
@@ -307,6 +308,7 @@ async function kubeadmUpgrade(node: VersionedNode, context: StepContext, down: b
 		timeouts: { upgradeManifests: COMPONENT },
 	};
 	await writeDurable(UPGRADE_CONFIG, JSON.stringify(config, null, "\t"), 0o600);
+	await clearKubeadmBackups();
 	await exec("kubeadm", ["upgrade", leads ? "apply" : "node", `--config=${UPGRADE_CONFIG}`], { signal });
 	if (down && leads) await setCoreDns(node, context);
 }
@@ -321,6 +323,12 @@ async function setCoreDns({ coreDns }: VersionedNode, { exec, signal }: StepCont
 	const names = await exec("kubectl", kubectl("get", "deployments", "-o", "name"), { signal });
 	if (names.stdout.split("\n").includes("deployment.apps/coredns"))
 		await exec("kubectl", kubectl("set", "image", "deployment/coredns", `coredns=${coreDns}`), { signal });
+}
+
+/** kubeadm keeps a copy of etcd's data and of its files for every try, for ever; ours are bounded, and whole. */
+async function clearKubeadmBackups(): Promise<void> {
+	for (const name of await namesIn(`${KUBERNETES}/tmp`))
+		if (name.startsWith("kubeadm-")) await rm(join(KUBERNETES, "tmp", name), { recursive: true, force: true });
 }
 
 /** The version in kubeadm's configuration of the cluster; waits for an API server, this host's or another. */
