@@ -2,6 +2,7 @@ import { randomUUID, type X509Certificate } from "node:crypto";
 import { EventEmitter } from "node:events";
 import type { IncomingMessage } from "node:http";
 import type { Duplex } from "node:stream";
+import { setTimeout as delay } from "node:timers/promises";
 import type { TLSSocket } from "node:tls";
 import { asGroundplaneError, type ErrorCode, GroundplaneError } from "../../protocol/errors.ts";
 import { isNonce, NONCE_HEADER, newNonce, signHello, verifyHello } from "../../protocol/hello.ts";
@@ -92,6 +93,10 @@ const EXPECTED_MS = 10_000;
 const BROKEN_MS = 2_000;
 /** A host that dials a gateway which is stopping finds another one at once. */
 const LEAVING_RETRY_MS = 300;
+/** How long the answer about a link waits for a fresh round trip. */
+const PING_MS = 1_000;
+/** In each sweep this part of the hosts is asked for a round trip: agents ask by themselves, so a gateway would never learn of its own. */
+const PINGED_PART = 5;
 /** A certificate that was made a moment ago, by a clock that is a little ahead. */
 const CLOCK_SKEW_MS = 60_000;
 /** Receive windows of one host's streams together: a gateway carries many hosts. */
@@ -123,6 +128,7 @@ export class Gateway {
 	readonly #arrivals = new EventEmitter<{ arrived: [host: string] }>().setMaxListeners(0);
 	/** Orders to cut so far: one that came while a host was being admitted counts, too. */
 	#cuts = 0;
+	#sweeps = 0;
 	#leaving = false;
 
 	constructor(options: GatewayOptions) {
@@ -165,13 +171,18 @@ export class Gateway {
 		};
 	}
 
-	/** How the tunnel of a host that is here is doing. */
-	figures(host: string): LinkFigures | undefined {
+	/** How the tunnel of a host that is here is doing, with the round trip as it is now unless that takes long. */
+	async figures(host: string): Promise<LinkFigures | undefined> {
 		const connection = this.#current.get(host);
 		if (connection === undefined) return undefined;
 		const { session, id, address, connectedAt, epoch } = connection;
-		const { rttMs, queuedBytes, starvedStreams, streams, bytesIn, bytesOut, opened, refused } = session.stats();
+		const asked = await Promise.race([
+			session.ping().catch(() => undefined),
+			delay(PING_MS, undefined, { ref: false }),
+		]);
+		const { rttMs: lastMs, queuedBytes, starvedStreams, streams, bytesIn, bytesOut, opened, refused } = session.stats();
 		const history = this.#histories.get(host);
+		const rttMs = asked ?? lastMs;
 		return {
 			host,
 			state: session.leaving ? "Leaving" : "Connected",
@@ -369,11 +380,12 @@ export class Gateway {
 			if (!this.#current.has(host) && now - Date.parse(ends.at(-1)?.at ?? "") > ENDS_KEPT_MS)
 				this.#histories.delete(host);
 		}
-		for (const connection of [...this.#all]) {
+		const turn = this.#sweeps++ % PINGED_PART;
+		[...this.#all].forEach((connection, index) => {
 			if (connection.notAfter < now) {
 				this.#end(connection, "CertificateInvalid", "the host's certificate has ended");
-			}
-		}
+			} else if (index % PINGED_PART === turn) connection.session.ping().catch(() => {});
+		});
 	}
 
 	/** Tells all hosts to go elsewhere, lets their streams end for at most `ms`, and closes. Resolves when the bus knows, too. */

@@ -245,7 +245,7 @@ export class ForwardProxy {
 			});
 		}
 		const { gateway, name, routes } = this.#options;
-		const figures = gateway.figures(host);
+		const figures = await gateway.figures(host);
 		if (figures) return figures;
 		const route = caller === "tunnel" ? undefined : await routes.find(host);
 		if (route === undefined || route.gateway === name) throw notConnected(host);
