@@ -139,15 +139,16 @@ class Elector {
 
 	/** Gives the lease back, so that the next one need not wait until it runs out. */
 	async release(): Promise<void> {
-		const { client, log, name } = this.#options;
-		const lease = this.#held;
-		if (lease === undefined) return;
+		const { client, log, name, namespace, identity } = this.#options;
 		this.#held = undefined;
-		await client
-			.replace(leases, { ...lease, spec: { ...lease.spec, holderIdentity: "", leaseDurationSeconds: 1 } })
-			.catch((error) =>
-				log.warn({ lease: name, err: asGroundplaneError(error).message }, "the lease runs out by itself"),
-			);
+		try {
+			// Read anew: a renewal that was broken off may have been written all the same.
+			const lease = await client.get(leases, name, namespace);
+			if (lease.spec?.holderIdentity !== identity) return;
+			await client.replace(leases, { ...lease, spec: { ...lease.spec, holderIdentity: "", leaseDurationSeconds: 1 } });
+		} catch (error) {
+			log.warn({ lease: name, err: asGroundplaneError(error).message }, "the lease runs out by itself");
+		}
 	}
 
 	/** Whether the holder renewed within the lease's duration, by when we saw it change. */

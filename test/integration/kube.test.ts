@@ -325,6 +325,17 @@ describe("a lease", () => {
 		expect((await api.client.get(leases, "test", namespace)).spec?.holderIdentity).toBe("");
 	});
 
+	it("is given back also when it was written since its holder last read it", async () => {
+		const namespace = await namespaceOf("written");
+		const one = contender(api.client, namespace, "one");
+		await until(() => expect(one.state.leading).toBe(true));
+		// As a renewal that was broken off on its way back.
+		await api.client.patch(leases, { name: "test", namespace }, { metadata: { labels: { written: "yes" } } });
+		one.stop();
+		await one.ended;
+		expect((await api.client.get(leases, "test", namespace)).spec?.holderIdentity).toBe("");
+	});
+
 	it("ends its holder when another one has taken it, and when it can't be renewed", async () => {
 		const namespace = await namespaceOf("stolen");
 		const one = contender(api.client, namespace, "one");
