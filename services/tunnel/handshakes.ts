@@ -1,7 +1,8 @@
 import type { Socket } from "node:net";
 
-/** How often connections are let in, and how many at a time at least and at most: 100 to 800 a second. */
+/** How often connections are let in, and how many at a time at least and at most: 200 to 800 a second. */
 const TICK_MS = 10;
+const LEAST_A_TICK = 2;
 const MOST_A_TICK = 8;
 /** Above this share of the event loop fewer are let in, so that open tunnels keep their turn. */
 const BUSY = 0.8;
@@ -94,7 +95,7 @@ export class Handshakes {
 
 	#tick(): void {
 		const busy = this.#options.utilization() > BUSY;
-		this.#batch = busy ? Math.max(1, this.#batch >> 1) : Math.min(MOST_A_TICK, this.#batch + 1);
+		this.#batch = busy ? Math.max(LEAST_A_TICK, this.#batch >> 1) : Math.min(MOST_A_TICK, this.#batch + 1);
 		for (let left = this.#batch; left > 0; left--) {
 			const next = this.#next();
 			if (next === undefined) break;
