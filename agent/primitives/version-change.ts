@@ -46,7 +46,7 @@ const API_MS = 60_000;
 const HEALTHY_MS = 90_000;
 const CRASHES = 3;
 /** For how long kubeadm waits for each part of a control plane (Go duration). With a single one etcd takes the API down with it. */
-const COMPONENT = "2m0s";
+const COMPONENT = "3m0s";
 
 const changeSchema = z.object({
 	from: z.string(),
@@ -130,9 +130,12 @@ export async function changeVersion(node: VersionedNode, context: StepContext): 
 	if (route === "back") {
 		await restore(context);
 		await judge(node, context);
-		await kubeadmUpgrade(node, context, true);
-		await startKubelet(node.kubelet, context);
-		await judge(node, context);
+		// The files are all there is to it, unless the cluster had been configured for the other version already.
+		if (node.controlPlane && (await configuredVersion(context)) !== node.version) {
+			await kubeadmUpgrade(node, context, true);
+			await startKubelet(node.kubelet, context);
+			await judge(node, context);
+		}
 		return finish(node, begun?.to ?? node.version);
 	}
 	const change: Change = { from: begun?.from ?? current, to: node.version };
