@@ -15,10 +15,23 @@ const BALANCER = "https://169.254.99.1:6443";
 const TRAP_DIRECTORY = "/etc/systemd/system/kubelet.service.d";
 const TRAP = `[Service]\nExecStartPre=/bin/sh -c '! /usr/local/bin/kubelet --version | grep -qF ${NEW}'\n`;
 
-export const CHANGES_HOSTS = [...CONTROL_PLANES, ...WORKERS];
-
-/** How long a cluster of three control planes and two workers takes to be made, changed and ended. The hosts are free before. */
+/** How long a cluster of three control planes and two workers takes to be made, changed and ended, in a lab of its own. */
 export async function lifecycleChanges(demo: Demo): Promise<Figure[]> {
+	const hosts = [...CONTROL_PLANES, ...WORKERS];
+	await demo.lab.down();
+	try {
+		await demo.machines(hosts.length);
+		await demo.managementServer();
+		await demo.makeRegion();
+		await demo.signIn();
+		await demo.enroll(hosts);
+		return await measure(demo);
+	} finally {
+		await demo.lab.down();
+	}
+}
+
+async function measure(demo: Demo): Promise<Figure[]> {
 	const made = await timed(() => become(demo, OLD, WORKERS));
 	await demo.clusterKubeconfig(NAME);
 	const removed = await timed(() => become(demo, OLD, WORKERS.slice(0, 1)));

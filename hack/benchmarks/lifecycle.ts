@@ -1,16 +1,15 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Demo } from "../demo/demo.ts";
 import { atMost, type Figure } from "./figures.ts";
-import { CHANGES_HOSTS, lifecycleChanges } from "./lifecycle-changes.ts";
 
 const HOSTS = ["host-1", "host-2", "host-3"];
 
-/** How long the steps of a life take, in a lab of its own: the demo from nothing, a host, a cluster, its changes and its end. */
+/** How long the steps of a life take, in a lab of its own: the demo from nothing, a host, a cluster. */
 export async function lifecycle(demo: Demo): Promise<Figure[]> {
 	await demo.lab.down();
 	try {
 		const up = stopwatch();
-		await demo.machines(CHANGES_HOSTS.length);
+		await demo.machines(HOSTS.length);
 		await demo.managementServer();
 		await demo.makeRegion();
 		await demo.signIn();
@@ -26,15 +25,10 @@ export async function lifecycle(demo: Demo): Promise<Figure[]> {
 		await demo.clusterKubeconfig("demo");
 		await dnsAnswers(demo);
 		const clusterSeconds = making() / 1000;
-		const upMinutes = up() / 60_000;
-
-		await demo.kubectl(["delete", "cluster", "demo", "-n", demo.namespace, "--timeout=600s"]);
-		await demo.enroll(CHANGES_HOSTS);
 		return [
-			atMost("hack/up without building", upMinutes, "min", 4),
+			atMost("hack/up without building", up() / 60_000, "min", 4),
 			atMost("host package installed → Host Ready", hostSeconds, "s", 10),
 			atMost("cluster 1+2 applied → nodes Ready and CoreDNS answering", clusterSeconds, "s", 90),
-			...(await lifecycleChanges(demo)),
 		];
 	} finally {
 		await demo.lab.down();

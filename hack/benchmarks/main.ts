@@ -6,6 +6,7 @@ import { fleet } from "./fleet.ts";
 import { footprint } from "./footprint.ts";
 import { gateway } from "./gateway.ts";
 import { lifecycle } from "./lifecycle.ts";
+import { lifecycleChanges } from "./lifecycle-changes.ts";
 import { operator } from "./operator.ts";
 import { tunnel } from "./tunnel.ts";
 
@@ -22,6 +23,7 @@ const demo = (lab: string) => new Demo({ lab, report });
 const benches: Readonly<Record<string, (options: Options) => Promise<Figure[]>>> = {
 	footprint: ({ lab = "demo" }) => footprint(demo(lab)),
 	lifecycle: ({ lab = "bench" }) => lifecycle(demo(lab)),
+	changes: ({ lab = "bench" }) => lifecycleChanges(demo(lab)),
 	tunnel: () => tunnel({ report }),
 	gateway: ({ hosts }) => gateway({ ...(hosts && { hosts: Number(hosts) }), report }),
 	operator: ({ hosts }) => operator({ ...(hosts && { hosts: Number(hosts) }), report }),
@@ -31,7 +33,7 @@ const benches: Readonly<Record<string, (options: Options) => Promise<Figure[]>>>
 
 const command = new Command("hack/bench")
 	.description(
-		"Measures against the targets of the project.\n\n  footprint   what a running, idle demo takes (needs hack/up)\n  lifecycle   how long things take (makes a lab of its own, and removes it)\n  tunnel      how fast the tunnel is, beside a TLS connection of Node's (needs nothing)\n  gateway     a gateway with many idle hosts, and a fleet that comes back after it was killed (needs nothing)\n  fleet       the plane under simulated hosts: joins, idle, a blackout, clusters (needs nothing)\n  operator    the operator with 10,000 hosts, and its host controller beside controller-runtime (needs Go; 5 to 15 min)",
+		"Measures against the targets of the project.\n\n  footprint   what a running, idle demo takes (needs hack/up)\n  lifecycle   how long things take (makes a lab of its own, and removes it)\n  changes     how long a cluster of 3+2 takes to grow, change version, fail and end (a lab of its own; 30 min)\n  tunnel      how fast the tunnel is, beside a TLS connection of Node's (needs nothing)\n  gateway     a gateway with many idle hosts, and a fleet that comes back after it was killed (needs nothing)\n  fleet       the plane under simulated hosts: joins, idle, a blackout, clusters (needs nothing)\n  operator    the operator with 10,000 hosts, and its host controller beside controller-runtime (needs Go; 5 to 15 min)",
 	)
 	.argument("<bench>", `one of ${Object.keys(benches).join(", ")}`)
 	.option("--json", "print an array of {name, value, unit, target, ok}")
