@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { type AddressInfo, createConnection, createServer, type Socket } from "node:net";
 import { duplexPair } from "node:stream";
 import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
 import fc from "fast-check";
@@ -528,6 +529,25 @@ test("a probe ends a session whose peer says nothing in time, and a ping gives t
 	const session = new Session(end, { role: "client", hello: hello("a") });
 	session.probe(20);
 	expect(await session.closed).toMatchObject({ message: expect.stringContaining("nothing was heard") });
+});
+
+test("what lies unread after a stall of the process is heard before silence is judged", async () => {
+	const server = createServer();
+	await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+	const accepted = new Promise<Socket>((resolve) => server.once("connection", resolve));
+	const client = createConnection((server.address() as AddressInfo).port, "127.0.0.1");
+	const peer = await accepted;
+	const session = new Session(duplexTransport(client), { role: "client", hello: hello("a") });
+	sessions.push(session);
+	session.probe(20);
+	await turn();
+	peer.write(encodeFrame(FrameType.HELLO, 0, JSON.stringify({ ...hello("b"), versions: [1], window: 1 })));
+	const end = performance.now() + 60;
+	while (performance.now() < end);
+	await delay(30);
+	expect(session.leaving).toBe(false);
+	peer.destroy();
+	server.close();
 });
 
 test("the time that streams wait for a reader is counted", async () => {

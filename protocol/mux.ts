@@ -302,7 +302,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		if (this.#ended) return;
 		const asked = this.#now();
 		if (this.#pingSentAt === undefined) this.#sendPing();
-		const timer = setTimeout(() => {
+		const timer = afterReading(() => {
 			if (!this.#ended && this.#heardAt < asked) this.#destroySilent();
 		}, ms);
 		void this.closed.then(() => clearTimeout(timer));
@@ -782,7 +782,7 @@ export class Session extends EventEmitter<SessionEvents> {
 
 	#watchOver(ms: number): void {
 		clearTimeout(this.#keepalive);
-		this.#keepalive = setTimeout(() => this.#checkLife(), ms);
+		this.#keepalive = afterReading(() => this.#checkLife(), ms);
 	}
 
 	#checkLife(): void {
@@ -892,6 +892,14 @@ export class Session extends EventEmitter<SessionEvents> {
 			"Try again: a new tunnel follows.",
 		);
 	}
+}
+
+/**
+ * A timer that judges silence. After a stall of this process (a busy machine, a stopped VM) timers run before sockets
+ * are read: what lies there already is heard first, or a good tunnel would be ended.
+ */
+function afterReading(judge: () => void, ms: number): NodeJS.Timeout {
+	return setTimeout(() => setImmediate(judge), ms);
 }
 
 function tunnelClosed(message: string, next: string, cause?: unknown): GroundplaneError {
