@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { constants, copyFile, type FileHandle, lstat, mkdir, open, rename, rm, rmdir } from "node:fs/promises";
+import { constants, copyFile, type FileHandle, lstat, mkdir, open, readdir, rename, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 
 /** What stands at a path, without following a link; undefined when nothing does. */
@@ -8,6 +8,16 @@ export async function statOf(path: string) {
 		return await lstat(path);
 	} catch (error) {
 		if (isMissing(error)) return undefined;
+		throw error;
+	}
+}
+
+/** Names in a directory; none when it is not there. */
+export async function namesIn(path: string): Promise<string[]> {
+	try {
+		return await readdir(path);
+	} catch (error) {
+		if (isMissing(error)) return [];
 		throw error;
 	}
 }

@@ -1,9 +1,9 @@
 import { createHash, X509Certificate } from "node:crypto";
-import { readdir, readFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { GroundplaneError } from "../../protocol/errors.ts";
-import { isMissing, statOf } from "./durable.ts";
+import { namesIn, statOf } from "./durable.ts";
 import { leaveEtcd } from "./etcd-members.ts";
 import type { Primitive, StepContext } from "./primitive.ts";
 import {
@@ -216,12 +216,3 @@ export function spkiHash(pem: string): string {
 }
 
 const describe = ({ mode }: Want) => (mode === "init" ? "a control plane" : "a member of its cluster");
-
-async function namesIn(path: string): Promise<string[]> {
-	try {
-		return await readdir(path);
-	} catch (error) {
-		if (isMissing(error)) return [];
-		throw error;
-	}
-}

@@ -1,11 +1,11 @@
 import { createHash } from "node:crypto";
-import { mkdir, readdir, readFile, readlink, rename, rm, symlink } from "node:fs/promises";
+import { mkdir, readFile, readlink, rename, rm, symlink } from "node:fs/promises";
 import { get } from "node:http";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
-import { isMissing, makeDirectories, statOf, syncDirectory, writeDurable } from "./durable.ts";
+import { isMissing, makeDirectories, namesIn, statOf, syncDirectory, writeDurable } from "./durable.ts";
 import type { StepContext } from "./primitive.ts";
 
 /** What a change of version needs to know of a node. */
@@ -495,13 +495,4 @@ export function isOlder(version: string, than: string): boolean {
 
 async function manifestNames(): Promise<string[]> {
 	return (await namesIn(MANIFESTS)).filter((name) => name.endsWith(".yaml") && !name.startsWith("."));
-}
-
-async function namesIn(path: string): Promise<string[]> {
-	try {
-		return await readdir(path);
-	} catch (error) {
-		if (isMissing(error)) return [];
-		throw error;
-	}
 }
