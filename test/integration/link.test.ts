@@ -92,6 +92,8 @@ test("a thin and slow line is alive as long as any byte comes, however late its 
 		},
 	});
 	await agent.up();
+	// The agent's HELLO must have arrived: on a slow line it is still on its way when the agent knows the gateway's.
+	await vi.waitFor(() => fixture.ask(gateway, "kube-apiserver.host-1:80", ""), { timeout: 30_000 });
 	relay.behave({ delayMs: 150, bytesPerSecond: 60_000 });
 	// Longer on its way than many deadlines of a ping, and it stands before every pong.
 	expect(await fixture.ask(gateway, "kube-apiserver.host-1:80", "x".repeat(200_000))).toBe("all of it");
