@@ -45,7 +45,7 @@ function garbageCollector(): () => void {
 
 /** Asks the kernel for the clean pages of the agent's own unit: half of what the agent's memory shows is code that only a start needs. */
 async function reclaim(): Promise<void> {
-	const file = reclaimFile(await readFile("/proc/self/cgroup", "utf8"));
+	const file = reclaimFile(await readFile("/proc/self/cgroup", "utf8").catch(() => ""));
 	// A kernel without it (before 5.19 on cgroup v2), or with less to give than was asked for, is no fault of anybody.
 	if (file !== undefined) await writeFile(file.path, file.value).catch(() => {});
 }
