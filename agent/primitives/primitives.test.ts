@@ -7,6 +7,7 @@ import { createServer as createTlsServer } from "node:tls";
 import "reflect-metadata";
 import { X509CertificateGenerator } from "@peculiar/x509";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { compareVersions, minorsBetween } from "../../protocol/versions.ts";
 import { balancer } from "./balancer.ts";
 import { directory } from "./directory.ts";
 import { membersIn } from "./etcd-members.ts";
@@ -16,7 +17,7 @@ import { decide, type Found } from "./kubeadm.ts";
 import { checkHost, preflight } from "./preflight.ts";
 import type { StepContext } from "./primitive.ts";
 import { unit } from "./unit.ts";
-import { type Change, isOlder, mayReplaceEtcd, minorsBetween, nodeProblem, routeOf } from "./version-change.ts";
+import { type Change, mayReplaceEtcd, nodeProblem, routeOf } from "./version-change.ts";
 
 let root: string;
 beforeEach(() => {
@@ -72,7 +73,7 @@ it.each([
 	["v1.36.3", "v1.36.3", false],
 	["v1.36.3-rc.1", "v1.36.3", false],
 	["v1.36.3", "v1.35.4", false],
-])("%s is older than %s: %s", (version, than, older) => expect(isOlder(version, than)).toBe(older));
+])("%s is older than %s: %s", (version, than, older) => expect(compareVersions(version, than) < 0).toBe(older));
 
 describe("a change of version", () => {
 	const now = 1_000_000;

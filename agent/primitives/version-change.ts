@@ -5,6 +5,7 @@ import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
+import { compareVersions, minorsBetween } from "../../protocol/versions.ts";
 import { isMissing, makeDirectories, namesIn, statOf, syncDirectory, writeDurable } from "./durable.ts";
 import type { StepContext } from "./primitive.ts";
 
@@ -150,7 +151,7 @@ export async function changeVersion(node: VersionedNode, context: StepContext): 
 	await writeDurable(CHANGE, JSON.stringify(change), 0o600);
 	let part = "kubeadm";
 	try {
-		await kubeadmUpgrade(node, context, isOlder(node.version, current));
+		await kubeadmUpgrade(node, context, compareVersions(node.version, current) < 0);
 		part = "the kubelet";
 		await startKubelet(node.kubelet, context);
 		await judge(node, context);
@@ -476,21 +477,6 @@ async function lastWords({ exec, signal }: StepContext): Promise<string> {
 		0,
 		300,
 	);
-}
-
-const numbersOf = (version: string) => (version.match(/\d+/g) ?? []).slice(0, 3).map(Number);
-
-/** How many minors lie between two versions; infinitely many when their majors differ. */
-export function minorsBetween(one: string, other: string): number {
-	const [a, b] = [numbersOf(one), numbersOf(other)];
-	return a[0] === b[0] ? Math.abs((a[1] ?? 0) - (b[1] ?? 0)) : Number.POSITIVE_INFINITY;
-}
-
-/** Whether a version such as v1.35.4 is before another. */
-export function isOlder(version: string, than: string): boolean {
-	const [a, b] = [numbersOf(version), numbersOf(than)];
-	const at = [0, 1, 2].find((index) => a?.[index] !== b?.[index]);
-	return at !== undefined && (a?.[at] ?? 0) < (b?.[at] ?? 0);
 }
 
 async function manifestNames(): Promise<string[]> {

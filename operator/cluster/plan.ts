@@ -1,4 +1,5 @@
 import type { ClusterStatus } from "../../crds/cluster.ts";
+import { compareVersions } from "../../protocol/versions.ts";
 import type { NewCondition } from "../kube/conditions.ts";
 import { assign, clusterOf, type Problem } from "./assign.ts";
 import { planDeletion } from "./deletion.ts";
@@ -9,7 +10,6 @@ import { poolPatch } from "./pools.ts";
 import { type Action, BUSY_MS, type MemberStatus, type Observed, type Plan, STEADY_MS, WAITING_MS } from "./state.ts";
 import { baseStatus, describe, progressOf, ready, viewOf } from "./status.ts";
 import { planRoll, type Roll } from "./upgrade.ts";
-import { compareVersions } from "./versions.ts";
 
 /** Decides what to do next for a cluster. Pure: the same observation always gives the same plan. */
 export function plan(observed: Observed): Plan {

@@ -1,7 +1,7 @@
 import { ACCEPT, type Cluster } from "../../crds/cluster.ts";
 import { durationMs } from "../../protocol/duration.ts";
+import { compareVersions, minorsBetween } from "../../protocol/versions.ts";
 import type { KubeObject, Pod } from "../kube/resources.ts";
-import { compareVersions, minorOf } from "./versions.ts";
 
 const GIB = 1024 ** 3;
 /** A release's programs and images, beside those of the version that runs. */
@@ -30,7 +30,7 @@ export function preflight(
 	if (versions.length > 0 && !versions.includes(target))
 		findings.push(`Kubernetes ${target} is not offered here. Offered: ${versions.join(", ")}.`);
 	for (const { host, versions: its, healthy, filesystems } of members) {
-		const apart = its.find((version) => Math.abs(minorOf(version) - minorOf(target)) > 1);
+		const apart = its.find((version) => minorsBetween(version, target) > 1);
 		if (apart !== undefined)
 			findings.push(`${host} is at ${apart}: ${target} is more than one minor away, take the one between first.`);
 		if (!healthy) findings.push(`${host} is not well: mend it first, or take it out of the cluster.`);

@@ -1,9 +1,9 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { RETRY } from "../../crds/cluster.ts";
+import { compareVersions } from "../../protocol/versions.ts";
 import { Site } from "./site.fixture.ts";
 import { order } from "./upgrade.ts";
-import { compareVersions } from "./versions.ts";
 
 const OLD = "v1.35.4";
 const NEW = "v1.36.3";

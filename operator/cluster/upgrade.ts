@@ -1,10 +1,10 @@
 import { type Cluster, RETRY } from "../../crds/cluster.ts";
+import { compareVersions } from "../../protocol/versions.ts";
 import { drainAction, drainMessage } from "./drain.ts";
 import { isConnected, isUpToDate, type Known, reportOf } from "./members.ts";
 import { preflight } from "./preflight.ts";
 import type { Action, Observed, Progress, UpgradeStatus } from "./state.ts";
 import { usualSeconds } from "./usual.ts";
-import { compareVersions } from "./versions.ts";
 
 /** How a change of version goes on: pure, like {@link planRoll}. */
 export interface Roll {
