@@ -18,7 +18,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { tool } from "../hack/builder/tools.ts";
 import { type RegionCertificates, regionCertificates } from "../test/support/certificates.ts";
 import { startDns, type TestDns } from "../test/support/dns.ts";
-import { freePort } from "../test/support/postgres.ts";
+import { freePort } from "../test/support/ports.ts";
 import { regionQueries } from "./dashboards/region.ts";
 import {
 	configFile,

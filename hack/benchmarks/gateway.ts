@@ -8,7 +8,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { connect as connectNats, type NatsConnection } from "@nats-io/transport-node";
 import { type RegionCertificates, regionCertificates } from "../../test/support/certificates.ts";
 import { startNats } from "../../test/support/nats.ts";
-import { freePort } from "../../test/support/postgres.ts";
+import { freePort } from "../../test/support/ports.ts";
 import { atMost, type Figure } from "./figures.ts";
 import type { HostsOrder, HostsReport } from "./gateway/hosts.ts";
 import type { ServerOrder } from "./gateway/server.ts";

@@ -12,7 +12,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { agentConfig } from "../../protocol/messages.ts";
 import { RELEASE_MANIFEST_TYPE } from "../../protocol/release.ts";
 import { regionCertificates } from "../../test/support/certificates.ts";
-import { freePort } from "../../test/support/postgres.ts";
+import { freePort } from "../../test/support/ports.ts";
 import { createInternalClient } from "../kit/internal.ts";
 import { createLog } from "../kit/log.ts";
 import { startService } from "../kit/service.ts";

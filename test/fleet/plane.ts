@@ -19,7 +19,8 @@ import { TlsFiles } from "../../services/kit/tls.ts";
 import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
 import { regionCertificates } from "../support/certificates.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
-import { dyingWithParent, freePort, startPostgres, type TestPostgres } from "../support/postgres.ts";
+import { freePort } from "../support/ports.ts";
+import { dyingWithParent, startPostgres, type TestPostgres } from "../support/postgres.ts";
 
 export const REGION = "fleet";
 export const NAMESPACE = `region-${REGION}`;

@@ -15,7 +15,7 @@ import { hosts } from "../../operator/kube/resources.ts";
 import { createLog as createServiceLog } from "../../services/kit/log.ts";
 import { startService } from "../../services/kit/service.ts";
 import { tunnelService } from "../../services/tunnel/service.ts";
-import { freePort } from "../support/postgres.ts";
+import { freePort } from "../support/ports.ts";
 import { startRegion, type TestRegion } from "../support/region.ts";
 
 /** A real region in this process, an edge that routes by SNI, and the real agent with a root directory of its own. */

@@ -21,7 +21,7 @@ import { startService } from "../../services/kit/service.ts";
 import { tunnelService } from "../../services/tunnel/service.ts";
 import { type IssuedCertificate, type RegionCertificates, regionCertificates } from "../support/certificates.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
-import { freePort } from "../support/postgres.ts";
+import { freePort } from "../support/ports.ts";
 
 export const SERVER_NAME = "tunnel.test.example.com";
 export const quiet = createLog({ write: process.env.DEBUG ? (line) => void process.stderr.write(line) : () => {} });

@@ -5,7 +5,7 @@ import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import { AddressBook } from "../../agent/link/addresses.ts";
 import { type Surroundings, surroundings } from "../../agent/link/network.ts";
 import { defaultLimits } from "../../protocol/mux.ts";
-import { freePort } from "../support/postgres.ts";
+import { freePort } from "../support/ports.ts";
 import { Relay } from "../support/relay.ts";
 import { answerAtTheEnd, LinkFixture } from "./link-fixture.ts";
 

@@ -27,7 +27,7 @@ import { type RunningService, startService } from "../../services/kit/service.ts
 import { tunnelService } from "../../services/tunnel/service.ts";
 import { type RegionCertificates, regionCertificates } from "../support/certificates.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
-import { freePort } from "../support/postgres.ts";
+import { freePort } from "../support/ports.ts";
 import { Relay } from "../support/relay.ts";
 
 const LARGE = Buffer.alloc(2 * 1024 * 1024, "groundplane");

@@ -1,7 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { generateKeyPairSync, randomBytes } from "node:crypto";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -11,6 +10,7 @@ import { tool } from "../../hack/builder/tools.ts";
 import { isNotFound, KubeClient } from "../../operator/kube/client.ts";
 import { type KubeConfig, loadKubeConfig } from "../../operator/kube/config.ts";
 import type { KubeObject, Resource } from "../../operator/kube/resources.ts";
+import { freePort } from "./ports.ts";
 import { dyingWithParent } from "./postgres.ts";
 
 /** A Kubernetes API server of a test's own, on 127.0.0.1: real kube-apiserver and etcd, no controllers, no nodes. */
@@ -45,7 +45,7 @@ const disabled = "ServiceAccount,DefaultStorageClass,DefaultTolerationSeconds";
 export async function startApiServer({ crds = true }: { crds?: boolean } = {}): Promise<TestApiServer> {
 	const [etcdBinary, apiserverBinary] = await Promise.all([tool("etcd"), tool("kube-apiserver")]);
 	const directory = await mkdtemp(join(tmpdir(), "gp-apiserver-"));
-	const [clientPort, peerPort, port] = await freePorts(3);
+	const [clientPort, peerPort, port] = [await freePort(), await freePort(), await freePort()];
 	const etcdUrl = `http://127.0.0.1:${clientPort}`;
 	const server = `https://127.0.0.1:${port}`;
 	const token = randomBytes(16).toString("hex");
@@ -272,28 +272,4 @@ class Process {
 	readonly #killAtExit = (): void => {
 		this.#child?.kill("SIGKILL");
 	};
-}
-
-/** Ports of 127.0.0.1 that are free now, all different. */
-async function freePorts(count: number): Promise<number[]> {
-	const servers = await Promise.all(
-		Array.from(
-			{ length: count },
-			() =>
-				new Promise<ReturnType<typeof createServer>>((resolve, reject) => {
-					const server = createServer();
-					server.once("error", reject);
-					server.listen(0, "127.0.0.1", () => resolve(server));
-				}),
-		),
-	);
-	return Promise.all(
-		servers.map(
-			(server) =>
-				new Promise<number>((resolve) => {
-					const address = server.address();
-					server.close(() => resolve(typeof address === "object" && address !== null ? address.port : 0));
-				}),
-		),
-	);
 }

@@ -3,7 +3,8 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { tool } from "../../hack/builder/tools.ts";
-import { dyingWithParent, freePort } from "./postgres.ts";
+import { freePort } from "./ports.ts";
+import { dyingWithParent } from "./postgres.ts";
 
 /** A NATS server with JetStream of a test's own, on 127.0.0.1, without TLS. */
 export interface TestNats {

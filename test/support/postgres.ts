@@ -1,11 +1,10 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
-import { randomInt } from "node:crypto";
 import { existsSync } from "node:fs";
 import { chown, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { freePort } from "./ports.ts";
 
 const run = promisify(execFile);
 
@@ -115,25 +114,6 @@ export async function startPostgres(): Promise<TestPostgres> {
 export function dyingWithParent(program: string, args: readonly string[]): [string, string[]] {
 	const setpriv = "/usr/bin/setpriv";
 	return existsSync(setpriv) ? [setpriv, ["--pdeathsig", "INT", "--", program, ...args]] : [program, [...args]];
-}
-
-/**
- * A port that nobody listens on at the moment. Not one of those that the kernel gives to outgoing connections (32768 and up):
- * a busy test would have taken it before its listener comes.
- */
-export async function freePort(): Promise<number> {
-	for (let attempt = 0; attempt < 100; attempt++) {
-		const port = randomInt(15_000, 30_000);
-		const server = createServer();
-		const free = await new Promise<boolean>((resolve) => {
-			server.once("error", () => resolve(false));
-			server.listen(port, () => resolve(true));
-		});
-		if (!free) continue;
-		await new Promise((resolve) => server.close(resolve));
-		return port;
-	}
-	throw new Error("no free port between 15000 and 30000");
 }
 
 async function binaries(): Promise<string> {

@@ -15,7 +15,8 @@ import { type RunningService, type ServiceDefinition, startService } from "../..
 import { startApiServer, type TestApiServer } from "./apiserver.ts";
 import { type RegionCertificates, regionCertificates } from "./certificates.ts";
 import { startNats, type TestNats } from "./nats.ts";
-import { freePort, startPostgres, type TestPostgres } from "./postgres.ts";
+import { freePort } from "./ports.ts";
+import { startPostgres, type TestPostgres } from "./postgres.ts";
 
 /** A region of a test's own in this process, without operator and gateway: what people and enrolling machines talk to. */
 export interface TestRegion {
