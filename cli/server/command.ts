@@ -78,15 +78,17 @@ async function init({ release: directory, config: configFile, kubeconfig, state,
 			run: (progress) => server.installCore(release, config, progress),
 		},
 	]);
-	terminal.err(
-		`Done. Next: make a region (kubectl${ownNode ? " --kubeconfig /etc/kubernetes/admin.conf" : ""} apply).`,
-	);
+	terminal.err(`Done. Next: make a region (kubectl --kubeconfig ${kubeconfig ?? "/etc/kubernetes/admin.conf"} apply).`);
 }
 
 async function status({ kubeconfig, state, output }: { kubeconfig?: string; state: string; output: Format }) {
 	const { server } = open(state, kubeconfig);
 	const found = await server.status();
 	await printOne(found, { format: output, name: found.version ?? "", words: () => inWords(found) });
+	if (found.version === undefined)
+		throw new GroundplaneError("NotFound", "Groundplane is not installed on this cluster", {
+			next: "Run: gp server init --release DIR.",
+		});
 	const broken = found.components.filter(({ ready }) => !ready);
 	if (broken.length > 0)
 		throw new GroundplaneError("Conflict", `not ready: ${broken.map(({ name }) => name).join(", ")}`, {

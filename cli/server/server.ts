@@ -177,11 +177,6 @@ export class Server {
 			],
 			{ input: JSON.stringify(values) },
 		);
-		await writeDurable(
-			join(this.#options.stateDir, "server.json"),
-			JSON.stringify({ version: release.version, installedAt: new Date().toISOString() }),
-			0o600,
-		);
 	}
 
 	/** Takes the core away from an existing cluster. Regions must be gone: the operator is what removes them. */
@@ -198,8 +193,7 @@ export class Server {
 
 	/** What is installed and how it does. */
 	async status(): Promise<ServerStatus> {
-		const installed = await readFile(join(this.#options.stateDir, "server.json"), "utf8").catch(() => undefined);
-		if (installed === undefined && this.#options.kubeconfig === undefined && !(await this.#hasKubernetes()))
+		if (this.#options.kubeconfig === undefined && !(await this.#hasKubernetes()))
 			throw new GroundplaneError("NotFound", "there is no management server on this machine", {
 				next: "Run: gp server init --release DIR. For one on another cluster give --kubeconfig.",
 			});
@@ -220,7 +214,7 @@ export class Server {
 			for (const workload of await this.#get<Workload>(workloads, namespace)) components.push(describe(workload));
 		const regions = await this.#get<RegionObject>("regions.groundplane.io").catch(() => []);
 		return {
-			version: installed === undefined ? undefined : (JSON.parse(installed).version as string),
+			version: components.find(({ name }) => name === `${NAMESPACE}/operator`)?.version,
 			components,
 			regions: regions.map(({ metadata, status }) => ({ name: metadata.name, phase: status?.phase ?? "Pending" })),
 		};
@@ -311,6 +305,7 @@ export interface ServerComponent {
 }
 
 export interface ServerStatus {
+	/** The operator's; undefined when there is none. */
 	readonly version: string | undefined;
 	readonly components: readonly ServerComponent[];
 	readonly regions: readonly { name: string; phase: string }[];
