@@ -22,6 +22,8 @@ export class Paths {
 	readonly state: string;
 	/** Release bundles. */
 	readonly releases: string;
+	/** etcd's data on a control plane. */
+	readonly etcd: string;
 	/** What `gp-agent status` shows. */
 	readonly status: string;
 
@@ -35,6 +37,7 @@ export class Paths {
 		this.services = join(root, "etc/groundplane/services.d");
 		this.state = join(root, "var/lib/groundplane/agent");
 		this.releases = join(root, "var/lib/groundplane");
+		this.etcd = join(root, "var/lib/etcd");
 		this.status = join(root, "run/groundplane/status.json");
 	}
 }

@@ -124,6 +124,11 @@ export class Control extends EventEmitter<{ changed: []; renewed: [identity: Ide
 		];
 	}
 
+	/** Something about the host has changed that the region should hear of before the next look. */
+	observeNow(): void {
+		this.#sendFacts({ always: false });
+	}
+
 	async #converse(stream: Duplex): Promise<void> {
 		this.#stream = stream;
 		try {

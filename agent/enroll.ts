@@ -71,20 +71,46 @@ export async function enroll(options: {
 	return { ...identity, approved };
 }
 
-/** How far this host's clock is ahead of the region's in seconds, by the Date header of an answer; undefined when it can't be had. */
-export async function clockSkewSeconds(
+/** What is known of this host's clock: it minus the region's, and how far from that the truth may be. */
+export interface ClockOffset {
+	readonly offsetMs: number;
+	readonly uncertaintyMs: number;
+}
+
+/** Compares this host's clock with the region's, by the Date header of an answer; undefined when it can't be had. */
+export async function clockOffset(
 	config: Config,
 	signal: AbortSignal,
 	now = Date.now,
-): Promise<number | undefined> {
+): Promise<ClockOffset | undefined> {
 	try {
+		const before = now();
 		const response = await exchange(config, { method: "GET", path: "/enroll/v1/time" }, undefined, signal);
+		const after = now();
 		response.resume();
-		const date = Date.parse(response.headers.date ?? "");
-		return Number.isNaN(date) ? undefined : Math.round((now() - date) / 1000);
+		return offsetOf(response.headers.date, before, after);
 	} catch {
 		return undefined;
 	}
+}
+
+/**
+ * The answer was written some time between `before` and `after` of this host's clock, and some time in the second that its Date
+ * names (RFC 9110 §6.6.1 has whole seconds): the middle of what is possible, and half of its width.
+ */
+export function offsetOf(date: string | undefined, before: number, after: number): ClockOffset | undefined {
+	const second = Date.parse(date ?? "");
+	if (Number.isNaN(second)) return undefined;
+	return {
+		offsetMs: Math.round((before + after) / 2 - second - 500),
+		uncertaintyMs: Math.ceil(Math.abs(after - before) / 2 + 500),
+	};
+}
+
+/** How far this host's clock is ahead of the region's in seconds; undefined when it can't be had. */
+export async function clockSkewSeconds(config: Config, signal: AbortSignal): Promise<number | undefined> {
+	const offset = await clockOffset(config, signal);
+	return offset && Math.round(offset.offsetMs / 1000);
 }
 
 async function post(config: Config, path: string, token: string, body: unknown, signal: AbortSignal): Promise<unknown> {

@@ -1,7 +1,7 @@
 import { createHmac } from "node:crypto";
 import { existsSync, readdirSync, readFileSync, statfsSync, statSync } from "node:fs";
 import { availableParallelism, hostname, networkInterfaces, release, totalmem } from "node:os";
-import type { HostFacts } from "../protocol/facts.ts";
+import type { HostFacts, HostMeasurements } from "../protocol/facts.ts";
 import { primaryAddress } from "./engine/facts.ts";
 
 const GIB = 1024 ** 3;
@@ -12,8 +12,8 @@ const VOLATILE_INTERFACE = /^(lo|veth|cni|flannel|kube-|docker|br-|cali|tap|tun|
 const VOLATILE_DISK = /^(loop|ram|zram|sr|fd|dm-|md|nbd)/;
 const FILESYSTEMS = ["/", "/var", "/var/lib", "/var/lib/containerd", "/var/lib/kubelet"];
 
-/** What this host is, from /proc, /sys and /etc alone. */
-export function readFacts(): HostFacts {
+/** What this host is, from /proc, /sys and /etc alone, with what was measured on it. */
+export function readFacts(measured: HostMeasurements = {}): HostFacts {
 	const addresses = networkInterfaces();
 	return {
 		hostname: hostname(),
@@ -39,6 +39,7 @@ export function readFacts(): HostFacts {
 			.sort((a, b) => a.name.localeCompare(b.name)),
 		primaryAddress: primaryAddress(text("/proc/net/route"), addresses),
 		bootId: text("/proc/sys/kernel/random/boot_id").trim(),
+		...(Object.keys(measured).length > 0 && { measured }),
 	};
 }
 

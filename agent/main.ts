@@ -5,6 +5,7 @@ import { loadConfig, Paths, serviceEnvironment } from "./config.ts";
 import { clockSkewSeconds, enroll, readJoinToken } from "./enroll.ts";
 import { readFacts } from "./facts.ts";
 import { createLog } from "./log.ts";
+import { readMeasured } from "./measure.ts";
 import { evaluate, probe } from "./preflight.ts";
 import { describeStatus, readStatus } from "./status.ts";
 
@@ -38,7 +39,10 @@ program
 		const token = readJoinToken(paths);
 		if (token === undefined) throw new Error(`there is no token in ${paths.joinToken}`);
 		const skew = await clockSkewSeconds(config, stop.signal);
-		const observed = { facts: readFacts(), checks: evaluate(probe({ clockSkewSeconds: skew })) };
+		const observed = {
+			facts: readFacts(readMeasured(paths.state)),
+			checks: evaluate(probe({ clockSkewSeconds: skew })),
+		};
 		const { host, region, approved } = await enroll({ config, paths, token, observed, signal: stop.signal });
 		print(`Enrolled as ${host} in region ${region}${approved ? "" : "; it waits for approval there"}.`);
 	});
@@ -77,7 +81,7 @@ program
 					facts: {
 						type: "facts",
 						agentVersion: VERSION,
-						facts: readFacts(),
+						facts: readFacts(readMeasured(paths.state)),
 						checks,
 						certificateNotAfter: status?.certificateNotAfter ?? "",
 					},

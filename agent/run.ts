@@ -10,12 +10,13 @@ import { RemoteBundles } from "./bundles.ts";
 import { type Config, type Paths, policyAllows } from "./config.ts";
 import { Control } from "./control.ts";
 import { Engine } from "./engine/engine.ts";
-import { clockSkewSeconds, enroll, mayPass, readJoinToken } from "./enroll.ts";
+import { clockOffset, clockSkewSeconds, enroll, mayPass, readJoinToken } from "./enroll.ts";
 import { readFacts } from "./facts.ts";
 import { type Identity, loadIdentity } from "./identity.ts";
 import { Link } from "./link/link.ts";
 import { LocalServices } from "./link/services.ts";
 import type { Log } from "./log.ts";
+import { Measurer, readMeasured } from "./measure.ts";
 import { memoryKeeper } from "./memory.ts";
 import { MetricsServer } from "./metrics.ts";
 import { evaluate, probe } from "./preflight.ts";
@@ -42,8 +43,9 @@ export async function run({
 	mkdirSync(paths.state, { recursive: true, mode: 0o700 });
 	let skew = await clockSkewSeconds(config, signal);
 	let installed = false;
+	let measured = readMeasured(paths.state);
 	const observe = (): { facts: HostFacts; checks: HostCheck[] } => ({
-		facts: readFacts(),
+		facts: readFacts(measured),
 		checks: evaluate(probe({ installed, clockSkewSeconds: skew })),
 	});
 	const report = (more: Partial<AgentStatus>) =>
@@ -132,10 +134,24 @@ export async function run({
 	control.on("changed", tell);
 	control.on("renewed", () => link.renew());
 	link.on("up", (session) => void control.attend(session));
+	const measurer = new Measurer({
+		stateDir: paths.state,
+		etcdDir: paths.etcd,
+		desired: () => control.desired,
+		roles: () => engine.status(),
+		clock: () => clockOffset(config, signal),
+		onMeasured: (figures) => {
+			measured = figures;
+			control.observeNow();
+		},
+		log,
+	});
+	control.on("changed", () => measurer.look());
 	const tidy = memoryKeeper();
 	const timer = setInterval(() => {
 		tell();
 		tidy();
+		measurer.look();
 	}, STATUS_MS);
 	const clock = setInterval(() => {
 		void clockSkewSeconds(config, signal).then((seconds) => {

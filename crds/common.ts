@@ -111,7 +111,7 @@ export interface CrdDefinition {
 	readonly rules?: readonly CelRule[];
 	readonly printerColumns: readonly {
 		readonly name: string;
-		readonly type: "string" | "integer" | "date" | "boolean";
+		readonly type: "string" | "integer" | "number" | "date" | "boolean";
 		readonly jsonPath: string;
 		readonly description?: string;
 		readonly priority?: number;

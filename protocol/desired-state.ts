@@ -22,6 +22,10 @@ export const desiredState = z.object({
 	validUntil: z.int().describe("Seconds since the epoch."),
 	paused: z.boolean().describe("Maintenance or not approved: keep what is there, change nothing."),
 	roles: z.array(desiredRole),
+	peers: z
+		.array(z.string())
+		.optional()
+		.describe("Addresses of a few other hosts of the region, for a free host to measure how far they are."),
 });
 export type DesiredState = z.output<typeof desiredState>;
 

@@ -1,5 +1,45 @@
 import { z } from "zod";
 
+const time = z.string().meta({ format: "date-time" });
+
+/** What the agent has measured on its host: evidence for where etcd should run. Each figure has its own time. */
+export const hostMeasurements = z.object({
+	fsync: z
+		.object({
+			at: time,
+			writes: z.int().describe("How many writes the figures are of."),
+			p50Ms: z.number().describe("Half of the fdatasyncs took no longer, in milliseconds."),
+			p99Ms: z.number().describe("99 of 100 fdatasyncs took no longer, in milliseconds. etcd wants under 10."),
+		})
+		.optional()
+		.describe("How long a small write takes to be on the disk that holds /var/lib/etcd (fdatasync)."),
+	clock: z
+		.object({
+			at: time,
+			offsetMs: z.int().describe("The host's clock minus the region's, in milliseconds."),
+			uncertaintyMs: z.int().describe("The true offset is at most so far from offsetMs."),
+		})
+		.optional()
+		.describe("How far the host's clock is off the region's."),
+	peers: z
+		.object({
+			at: time,
+			medianMs: z.number().optional().describe("The round trip in the middle of those that were answered."),
+			roundTrips: z
+				.array(
+					z.object({
+						address: z.string(),
+						ms: z.number().optional().describe("Milliseconds; left out when nothing answered."),
+					}),
+				)
+				.meta({ "x-kubernetes-list-type": "atomic" })
+				.describe("Round trips to other hosts of the region, by their primary address."),
+		})
+		.optional()
+		.describe("How far other hosts of the region are."),
+});
+export type HostMeasurements = z.output<typeof hostMeasurements>;
+
 /** What a host is. Metadata only: nothing of what runs on it leaves the site. */
 export const hostFacts = z.object({
 	hostname: z.string(),
@@ -26,6 +66,7 @@ export const hostFacts = z.object({
 		.meta({ "x-kubernetes-list-type": "atomic" }),
 	primaryAddress: z.string().describe("Address of the interface that holds the default route."),
 	bootId: z.string(),
+	measured: hostMeasurements.optional().describe("What the agent has measured, at first when it joined."),
 });
 export type HostFacts = z.output<typeof hostFacts>;
 

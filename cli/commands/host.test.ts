@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { labelChanges } from "./host.ts";
+import { labelChanges, measurements } from "./host.ts";
 
 describe("gp host label", () => {
 	it("sets with = and takes away with -", () => {
@@ -14,4 +14,22 @@ describe("gp host label", () => {
 	it.each(["rack", "=a", "-", ""])("%j is refused", (label) =>
 		expect(() => labelChanges([label])).toThrow(/KEY=VALUE/),
 	);
+});
+
+describe("what was measured on a host", () => {
+	const at = "2026-01-01T00:00:00Z";
+	it("is told with its uncertainty and time, and nothing is told of what was not measured", () => {
+		expect(measurements(undefined)).toEqual([]);
+		expect(
+			measurements({
+				fsync: { at, writes: 200, p50Ms: 1.2, p99Ms: 38 },
+				clock: { at, offsetMs: -120, uncertaintyMs: 510 },
+				peers: { at, medianMs: 0.3, roundTrips: [{ address: "10.0.0.2", ms: 0.3 }, { address: "10.0.0.3" }] },
+			}),
+		).toEqual([
+			`fdatasync    p50 1.2 ms, p99 38 ms of 200 writes where etcd would be (${at})`,
+			`clock        120 ms behind the region's, ± 510 ms (${at})`,
+			`peers        10.0.0.2 0.3 ms, 10.0.0.3 no answer (${at})`,
+		]);
+	});
 });

@@ -2,6 +2,7 @@ import { Command } from "commander";
 import type { Host } from "../../crds/host.ts";
 import { durationMs } from "../../protocol/duration.ts";
 import { GroundplaneError } from "../../protocol/errors.ts";
+import type { HostMeasurements } from "../../protocol/facts.ts";
 import { type CommonOptions, command, withSession } from "../command.ts";
 import { age, gibibytes, printList, printOne, section, table, terminal } from "../output.ts";
 import type { Session } from "../session.ts";
@@ -191,12 +192,14 @@ async function waitGone(session: Session, name: string, timeoutMs: number): Prom
 
 function describe({ metadata, spec, status = {} }: Host): string {
 	const { facts, connection, agent } = status;
+	const zone = metadata.labels?.["topology.kubernetes.io/zone"];
 	return [
 		section(metadata.name, [
 			`phase        ${status.phase ?? "-"}`,
 			`connection   ${connection ? `${connection.state} since ${connection.since} from ${connection.address ?? "?"}` : "never"}`,
 			`approved     ${spec.approved ? "yes" : "no"}${spec.maintenance ? ", in maintenance" : ""}`,
 			`cluster      ${status.cluster ?? "-"}`,
+			...(zone === undefined ? [] : [`zone         ${zone}`]),
 			...(agent ? [`agent        ${agent.version}, certificate until ${agent.certificateNotAfter}`] : []),
 			...(facts
 				? [
@@ -204,6 +207,7 @@ function describe({ metadata, spec, status = {} }: Host): string {
 						`hardware     ${facts.cpu.cores} × ${facts.cpu.model}, ${gibibytes(facts.memoryBytes)}`,
 						`disks        ${facts.disks.map(({ name, sizeBytes }) => `${name} ${gibibytes(sizeBytes)}`).join(", ") || "-"}`,
 						`addresses    ${facts.interfaces.map(({ name, addresses }) => `${name} ${addresses.join(" ")}`).join(", ")}`,
+						...measurements(facts.measured),
 					]
 				: []),
 		]),
@@ -224,6 +228,27 @@ function describe({ metadata, spec, status = {} }: Host): string {
 	]
 		.filter(Boolean)
 		.join("\n");
+}
+
+/** What the agent has measured, a line each, with the time. */
+export function measurements({ fsync, clock, peers }: HostMeasurements = {}): string[] {
+	const lines: string[] = [];
+	if (fsync) {
+		const { writes, p50Ms, p99Ms, at } = fsync;
+		lines.push(`fdatasync    p50 ${p50Ms} ms, p99 ${p99Ms} ms of ${writes} writes where etcd would be (${at})`);
+	}
+	if (clock) {
+		const { offsetMs, uncertaintyMs, at } = clock;
+		const side = offsetMs < 0 ? "behind" : "ahead of";
+		lines.push(`clock        ${Math.abs(offsetMs)} ms ${side} the region's, ± ${uncertaintyMs} ms (${at})`);
+	}
+	if (peers) {
+		const trips = peers.roundTrips.map(
+			({ address, ms }) => `${address} ${ms === undefined ? "no answer" : `${ms} ms`}`,
+		);
+		lines.push(`peers        ${trips.join(", ")} (${peers.at})`);
+	}
+	return lines;
 }
 
 /** Conditions as a table. */

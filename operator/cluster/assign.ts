@@ -1,5 +1,6 @@
 import type { Cluster } from "../../crds/cluster.ts";
 import type { Host } from "../../crds/host.ts";
+import { chooseControlPlanes } from "./placement.ts";
 
 /** A host's place in a cluster. */
 export interface Member {
@@ -30,6 +31,14 @@ export const clusterOf = (host: Host): string | undefined => {
 	return typeof parameters?.cluster === "string" ? parameters.cluster : undefined;
 };
 
+/** Whether a host was asked to be a control plane of this cluster. */
+const isControlPlaneOf = (host: Host, cluster: string): boolean =>
+	clusterOf(host) === cluster &&
+	host.spec.roles.some(
+		({ name, parameters }) =>
+			name === KUBERNETES_ROLE && (parameters.mode === "init" || parameters.mode === "join-control-plane"),
+	);
+
 /** Index of hosts by the cluster that their role names, as `namespace/name`. */
 export const BY_CLUSTER = "cluster";
 
@@ -49,7 +58,8 @@ export function hostKeysOf({ metadata, spec, status }: Cluster): string[] {
 
 /**
  * Decides which hosts are members of a cluster. Hosts that are members already stay (a selector never swaps a working
- * host for another); further ones are taken by name, in alphabetical order so that every run decides alike.
+ * host for another). Of further ones the best suited become control planes ({@link chooseControlPlanes}), and workers are taken in
+ * alphabetical order, so that every run decides alike.
  *
  * @param others the other clusters of the region: what an older one names by host is taken.
  */
@@ -82,10 +92,20 @@ export function assign(cluster: Cluster, hosts: readonly Host[], others: readonl
 			cluster.status?.members?.some((m) => m.host === name && m.role === role && m.pool === pool) ?? false;
 		const matching = hosts
 			.filter((host) => matches(host, pick.selector?.matchLabels ?? {}) && !used.has(host.metadata.name))
-			.filter((host) => isMember(host.metadata.name) || problemOf(host.metadata.name) === undefined)
+			.filter((host) => isMember(host.metadata.name) || problemOf(host.metadata.name) === undefined);
+		if (role === "control-plane") {
+			// The status may be older than what the host was asked to be.
+			const isPresent = (host: Host) => isMember(host.metadata.name) || isControlPlaneOf(host, cluster.metadata.name);
+			return chooseControlPlanes(cluster, {
+				present: matching.filter(isPresent),
+				candidates: matching.filter((host) => !isPresent(host)),
+				count: pick.count ?? matching.length,
+			}).map((host) => host.metadata.name);
+		}
+		const names = matching
 			.map((host) => host.metadata.name)
 			.sort((a, b) => Number(isMember(b)) - Number(isMember(a)) || (a < b ? -1 : 1));
-		return pick.count === undefined ? matching : matching.slice(0, pick.count);
+		return pick.count === undefined ? names : names.slice(0, pick.count);
 	};
 
 	const problemOf = (name: string): Problem | undefined => {

@@ -6,7 +6,7 @@ import { type ControllerDeps, EPOCH, type Informers, regionOf } from "../deps.ts
 import { FORMER_CLUSTER } from "../host/summary.ts";
 import { addFinalizer, applyStatus, removeFinalizer } from "../kube/apply.ts";
 import { KubeClient } from "../kube/client.ts";
-import { setConditions } from "../kube/conditions.ts";
+import { getCondition, setConditions } from "../kube/conditions.ts";
 import { Controller, type Result, type Runnable, watch } from "../kube/controller.ts";
 import { ConnectAgent } from "../kube/proxy.ts";
 import { clusters, hosts, keyOf, type Secret, secrets } from "../kube/resources.ts";
@@ -14,6 +14,7 @@ import { BY_CLUSTER, BY_HOST, clusterOf, hostKeysOf } from "./assign.ts";
 import { WorkloadClients } from "./clients.ts";
 import { joinSecretName } from "./joining.ts";
 import { isConnected, outputsOf } from "./members.ts";
+import { PLACEMENT } from "./placement.ts";
 import { plan } from "./plan.ts";
 import type { Action, Observed } from "./state.ts";
 import { needsPreflight } from "./upgrade.ts";
@@ -259,6 +260,9 @@ class ClusterReconciler {
 		) {
 			events.event(clusters, cluster, "Normal", "Progress", step);
 		}
+		const placement = getCondition(status.conditions, PLACEMENT);
+		if (placement?.status === "False" && getCondition(before?.conditions, PLACEMENT)?.message !== placement.message)
+			events.event(clusters, cluster, "Warning", placement.reason, placement.message);
 	}
 
 	async #do(

@@ -6,6 +6,7 @@ import { planDeletion } from "./deletion.ts";
 import { isInitialized, planJoining } from "./joining.ts";
 import { planLeaving } from "./leaving.ts";
 import { type Known, knownOf } from "./members.ts";
+import { placementCondition } from "./placement.ts";
 import { poolPatch } from "./pools.ts";
 import { type Action, BUSY_MS, type MemberStatus, type Observed, type Plan, STEADY_MS, WAITING_MS } from "./state.ts";
 import { baseStatus, describe, progressOf, ready, viewOf } from "./status.ts";
@@ -75,12 +76,12 @@ function refuse({ cluster, versions }: Observed, problems: readonly Problem[]): 
 	};
 }
 
-/** Labels and taints of pools; and nodes that were to leave, or that a person took back, take pods again. */
+/** Labels and taints of pools, and failure domains; and nodes that were to leave, or that a person took back, take pods again. */
 function nodeActions({ cluster }: Observed, begun: readonly Known[], roll: Roll): Action[] {
 	const actions: Action[] = [];
-	for (const { member, node, healthy } of begun) {
+	for (const { member, host, node, healthy } of begun) {
 		if (node === undefined) continue;
-		const patch = poolPatch(cluster, member, node);
+		const patch = poolPatch(cluster, member, node, host);
 		if (patch !== undefined) actions.push({ type: "markNode", host: member.host, patch });
 		if (node.drainStarted !== undefined && healthy && !roll.inFlight.has(member.host))
 			actions.push({ type: "uncordon", host: member.host });
@@ -148,6 +149,7 @@ function summarize(
 			ready(cluster, done ? "True" : "False", reason, message),
 			initializedCondition(initialized),
 			reachableCondition(observed, initialized),
+			placementCondition(known.filter(({ member }) => member.role === "control-plane").map(({ host }) => host)),
 		],
 		requeueAfter: done ? STEADY_MS : isAtRest(isWhole, roll) ? WAITING_MS : BUSY_MS,
 	};

@@ -1,15 +1,19 @@
 import type { Cluster } from "../../crds/cluster.ts";
+import type { Host } from "../../crds/host.ts";
 import type { Member } from "./assign.ts";
+import { ZONE, zoneOf } from "./placement.ts";
 import type { NodePatch, NodeState, PoolMarks, Taint } from "./state.ts";
 
 const CONTROL_PLANE_TAINT: Taint = { key: "node-role.kubernetes.io/control-plane", effect: "NoSchedule" };
 
 /**
- * What has to change on a Node for it to bear its pool's labels and taints, and no longer those that were its pool's before.
+ * What has to change on a Node for it to bear its pool's labels and taints and its host's failure domain, and no longer those of before.
  * Others are left alone: people and Kubernetes put theirs there too. `undefined` when all is as it should be.
  */
-export function poolPatch(cluster: Cluster, member: Member, node: NodeState): NodePatch | undefined {
-	const { labels, taints } = wantedOf(cluster, member);
+export function poolPatch(cluster: Cluster, member: Member, node: NodeState, host: Host): NodePatch | undefined {
+	const { labels: poolLabels, taints } = wantedOf(cluster, member);
+	const zone = zoneOf(host);
+	const labels = { ...(zone === "" ? {} : { [ZONE]: zone }), ...poolLabels };
 	const before = node.pool;
 	const marks: PoolMarks = { labels: Object.keys(labels).sort(), taints: taints.map(idOf).sort() };
 	const gone = (before?.labels ?? []).filter((name) => !(name in labels) && name in node.labels);

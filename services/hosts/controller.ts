@@ -55,6 +55,8 @@ const RESYNC_MS = 3_600_000;
 const SWEEP_MS = 10 * 60_000;
 /** What changes with every reconnection (gateway, address, since when) is written for so many hosts in a second. */
 const MINOR_PER_SECOND = 30;
+/** So many other hosts a free host is told of: of up to seventeen, every two are measured by one of them. */
+const PEERS = 8;
 /** A host that accepts documents answers in milliseconds; then ever more patience. */
 const RESEND = { baseMs: 4_000, maxMs: 120_000 };
 
@@ -187,7 +189,7 @@ export class HostsController {
 		document: Document,
 		content: ReturnType<typeof contentOf>,
 	): Promise<number | undefined> {
-		const { signer, send, now } = this.#options;
+		const { inventory, signer, send, now } = this.#options;
 		const { name, link, accepted, acceptedEpoch } = machine;
 		if (link?.state !== "connected") {
 			this.#sent.delete(name);
@@ -200,7 +202,10 @@ export class HostsController {
 		const attempts = isAgain ? sent.attempts : 0;
 		const pause = RESEND.baseMs / 2 + backoffMs(attempts, RESEND);
 		if (isAgain && now() < sent.at + RESEND.baseMs / 2) return sent.at + pause - now();
-		send(name, { type: "desired-state", jws: await signer.sign(name, document, content) });
+		// One that has a role is told where its control planes are: they are what it is near to or far from.
+		const isFree = content.roles.length === 0 && !content.paused;
+		const peers = isFree ? await inventory.addressesAfter(machine, PEERS) : [];
+		send(name, { type: "desired-state", jws: await signer.sign(name, document, content, peers) });
 		this.#sent.set(name, { generation: document.generation, connection, attempts: attempts + 1, at: now() });
 		return pause;
 	}

@@ -124,8 +124,16 @@ export class DesiredStateSigner {
 		}
 	}
 
-	/** The compact JWS of a document. Signing the same one again gives the same bytes (Ed25519 is deterministic). */
-	async sign(host: string, { generation, issuedAt, validUntil }: Document, content: Content): Promise<string> {
+	/**
+	 * The compact JWS of a document. Signing the same one again gives the same bytes (Ed25519 is deterministic), but for `peers`: they are
+	 * a hint of that moment, and a document isn't made anew when others come or go.
+	 */
+	async sign(
+		host: string,
+		{ generation, issuedAt, validUntil }: Document,
+		content: Content,
+		peers: readonly string[] = [],
+	): Promise<string> {
 		const state: DesiredState = {
 			region: this.#region,
 			host,
@@ -135,6 +143,7 @@ export class DesiredStateSigner {
 			validUntil: validUntil.getTime() / 1000,
 			paused: content.paused,
 			roles: content.roles,
+			...(peers.length > 0 && { peers: [...peers] }),
 		};
 		return new CompactSign(Buffer.from(JSON.stringify(state)))
 			.setProtectedHeader({ alg: "EdDSA", typ: DESIRED_STATE_TYPE, ...(this.#kid !== undefined && { kid: this.#kid }) })

@@ -727,3 +727,53 @@ describe("a host's life", () => {
 		expect((await world.enrol(token, await request(name))).status).toBe(201);
 	});
 });
+
+describe("evidence for where etcd should run", () => {
+	test("a free host is told addresses of others, one that has a role is not; what it measures is in its status", async () => {
+		const documents: DesiredState[] = [];
+		const subscription = world.nc.subscribe("hosts.peer-a.down", {
+			callback: (_error, message) => {
+				if (message.string() === "") return;
+				const { type, jws } = message.json<{ type: string; jws?: string }>();
+				const payload = Buffer.from(jws?.split(".")[1] ?? "", "base64url").toString();
+				if (type === "desired-state") documents.push(JSON.parse(payload) as DesiredState);
+			},
+		});
+		const { token } = await world.joinToken({ uses: 2 });
+		const at = async (name: string, primaryAddress: string) => {
+			const body = await request(name);
+			expect((await world.enrol(token, { ...body, facts: { ...body.facts, primaryAddress } })).status).toBe(201);
+			return { ...body.facts, primaryAddress };
+		};
+		await at("peer-b", "192.0.2.22");
+		const facts = await at("peer-a", "192.0.2.21");
+		world.link("peer-a", { state: "connected" });
+		const first = await eventually(async () => documents[0], "a document");
+		expect(first).toMatchObject({ paused: false, roles: [] });
+		expect(first.peers?.[0]).toBe("192.0.2.22");
+		expect(first.peers).not.toContain("192.0.2.21");
+		expect(first.peers?.length).toBeLessThanOrEqual(8);
+
+		const measured = {
+			fsync: { at: "2026-01-01T00:00:00Z", writes: 200, p50Ms: 1.25, p99Ms: 38.5 },
+			clock: { at: "2026-01-01T00:00:00Z", offsetMs: -3, uncertaintyMs: 512 },
+			peers: { at: "2026-01-01T00:00:00Z", medianMs: 0.4, roundTrips: [{ address: "192.0.2.22", ms: 0.4 }] },
+		};
+		world.up("peer-a", {
+			type: "facts",
+			agentVersion: "0.1.0",
+			facts: { ...facts, measured },
+			checks,
+			certificateNotAfter: "2027-01-01T00:00:00Z",
+		});
+		await eventually(async () => (await world.host("peer-a"))?.status?.facts?.measured, "the figures");
+		expect((await world.host("peer-a"))?.status?.facts?.measured).toEqual(measured);
+
+		const count = documents.length;
+		const roles = [{ name: "kubernetes", version: "v1.36.3", parameters: {} }];
+		await world.kube.patch(hosts, { name: "peer-a", namespace: NAMESPACE }, { spec: { roles } });
+		await eventually(async () => documents.slice(count).find((one) => one.roles.length > 0), "the role");
+		expect(documents.at(-1)?.peers).toBeUndefined();
+		subscription.unsubscribe();
+	});
+});

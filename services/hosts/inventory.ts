@@ -82,6 +82,16 @@ export class Inventory {
 		return this.#db.selectFrom("hosts").select(["name", "uid"]).execute();
 	}
 
+	/** Addresses of the next `most` hosts after this one in the order of names, the first coming after the last. */
+	async addressesAfter({ name, facts }: HostRecord, most: number): Promise<string[]> {
+		const others = (which: ReturnType<typeof sql>) => sql`
+			(SELECT facts->>'primaryAddress' AS address FROM hosts
+			WHERE name ${which} ${name} AND facts->>'primaryAddress' NOT IN ('', ${facts.primaryAddress}) ORDER BY name LIMIT ${most})`;
+		const { rows } = await sql<{ address: string }>`
+			${others(sql`>`)} UNION ALL ${others(sql`<`)}`.execute(this.#db);
+		return [...new Set(rows.map(({ address }) => address))].slice(0, most);
+	}
+
 	/** Hosts whose tunnel is up, as far as gateways have said. */
 	async connected(): Promise<{ name: string; link: Link }[]> {
 		return this.#links(sql`SELECT name, link FROM hosts WHERE link->>'state' = 'connected' ORDER BY name`);

@@ -172,11 +172,15 @@ test("a token that is no good is explained, and a good one that follows is taken
 		async () => {
 			expect((await host()).status).toMatchObject({
 				connection: { state: "Connected" },
-				facts: { hostname: expect.any(String), bootId: expect.any(String) },
+				facts: {
+					hostname: expect.any(String),
+					bootId: expect.any(String),
+					measured: { fsync: { p99Ms: expect.any(Number) }, clock: { uncertaintyMs: expect.any(Number) } },
+				},
 				agent: { version: expect.any(String) },
 			});
 		},
-		{ timeout: 20_000 },
+		{ timeout: 40_000 },
 	);
 });
 

@@ -11,8 +11,13 @@ export async function saveSnapshots(hosts: readonly string[]): Promise<void> {
 	for (const host of hosts) await writeFile(fileOf(host), JSON.stringify(await demo.lab.snapshot(host, { exclude })));
 }
 
-/** What the agent was told last, signed: it changes with every word of the region, role or no role. */
-const exclude = ["/var/lib/groundplane/agent/desired-state.jws"];
+/**
+ * What the agent was told last, signed: it changes with every word of the region, role or no role. And what it measured, which
+ * it does again when it hears of other hosts, and the file that it measures the disk with.
+ */
+const exclude = ["desired-state.jws", "measured.json", ".groundplane-fsync"].map(
+	(name) => `/var/lib/groundplane/agent/${name}`,
+);
 
 /** What is different on a host from when its snapshot was kept. */
 export async function differencesSince(host: string): Promise<string[]> {
