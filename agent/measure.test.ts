@@ -237,6 +237,25 @@ describe("the measurer", () => {
 		expect(fsync).toHaveBeenCalledTimes(2);
 	});
 
+	test("gives way to a role that comes meanwhile, and goes on as soon as that is applied", async () => {
+		const { world, fsync, make } = setUp();
+		const { measurer, told } = make();
+		fsync.mockImplementationOnce(async () => {
+			world.roles = [role("Applying")];
+			return undefined as never;
+		});
+		measurer.look();
+		await vi.waitFor(() => expect(world.roles).toHaveLength(1));
+		await new Promise((resolve) => setImmediate(resolve));
+		expect(told).toEqual([]);
+		world.roles = [];
+		await vi.waitFor(() => {
+			measurer.look();
+			expect(told).toHaveLength(1);
+		});
+		expect(fsync).toHaveBeenCalledTimes(2);
+	});
+
 	test("waits for the first document, and until no role is being applied; then other peers alone are measured", async () => {
 		const { world, fsync, make } = setUp();
 		const { measurer, told } = make();

@@ -16,6 +16,7 @@ const DAY_MS = 86_400_000;
 const JITTER_MS = 2 * 3_600_000;
 /** What could not be measured, or peers that are named anew, wait for so long after the last try. */
 const AGAIN_MS = 3_600_000;
+const NEVER = Number.NEGATIVE_INFINITY;
 
 /** What etcd's log does, as the fio recipe of its documentation has it: small writes in a row, each on the disk before the next. */
 const BLOCK_BYTES = 2300;
@@ -55,7 +56,7 @@ export class Measurer {
 	readonly #options: Required<MeasurerOptions>;
 	readonly #intervalMs: number;
 	#measured: HostMeasurements;
-	#triedAt: Tries = { all: Number.NEGATIVE_INFINITY, peers: Number.NEGATIVE_INFINITY };
+	#triedAt: Tries = { all: NEVER, peers: NEVER };
 	#isRunning = false;
 
 	constructor(options: MeasurerOptions) {
@@ -93,6 +94,11 @@ export class Measurer {
 		const disk = due.all
 			? await fsync(await directoryOn(etcdDir, [stateDir, dirname(etcdDir)]), { stop: () => this.#isAtWork() })
 			: undefined;
+		if (due.all && !disk && this.#isAtWork()) {
+			// It gave way to a role: that is no failure, and it is its turn again as soon as the role is applied.
+			this.#triedAt = { ...this.#triedAt, all: NEVER };
+			return;
+		}
 		const offset = due.all ? await clock() : undefined;
 		const roundTrips = addresses.length > 0 ? await peers(addresses) : undefined;
 		this.#measured = {

@@ -30,20 +30,19 @@ export function chooseControlPlanes(
 	const memberOf = ({ metadata }: Host) => status?.members?.find(({ host }) => host === metadata.name);
 	const isLeaving = (host: Host) => memberOf(host)?.phase === "Leaving";
 	const chosen: Host[] = [];
-	const add = (from: readonly Host[], rank: (host: Host) => readonly number[]) => {
+	const add = (from: readonly Host[], marks: readonly Mark[]) => {
 		const left = new Set(from);
 		while (chosen.length < count && left.size > 0) {
-			const ranked = [...left].map((host) => ({ host, rank: [inZoneOf(host, chosen), ...rank(host)] }));
-			const { host } = ranked.reduce((best, one) => (isBefore(one, best) ? one : best));
-			chosen.push(host);
-			left.delete(host);
+			const best = leastOf([...left], [inZone(chosen), ...marks]);
+			chosen.push(best);
+			left.delete(best);
 		}
 	};
 	add(
 		present.filter((host) => !isLeaving(host)),
-		() => [],
+		[],
 	);
-	add(present.filter(isLeaving), () => []);
+	add(present.filter(isLeaving), []);
 	const kept = chosen.length;
 	if (kept >= count) return chosen.sort(byName);
 	const addresses = new Set(candidates.map(addressOf));
@@ -51,35 +50,45 @@ export function chooseControlPlanes(
 		candidates.filter((host) => memberOf(host) === undefined),
 		candidates.filter((host) => memberOf(host) !== undefined),
 	])
-		add(from, (host) => evidence(host, chosen, addresses));
+		add(from, [disk, clock, (host) => distance(host, chosen, addresses)]);
 	// In a stable order: hosts are told of each other, and an order that changes would be news to them.
 	return [...chosen.slice(0, kept).sort(byName), ...chosen.slice(kept).sort(byName)];
 }
 
-interface Ranked {
-	readonly host: Host;
-	readonly rank: readonly number[];
-}
+/** What speaks against a host; less is better. In classes, so that noise in the figures decides nothing. */
+type Mark = (host: Host) => number;
 
-function isBefore(a: Ranked, b: Ranked): boolean {
-	const at = a.rank.findIndex((value, index) => value !== b.rank[index]);
-	return at < 0 ? byName(a.host, b.host) < 0 : (a.rank[at] ?? 0) < (b.rank[at] ?? 0);
+/** The host with the least of the first mark, of those the one with the least of the next, and so on; at last by name. */
+function leastOf(hosts: readonly Host[], marks: readonly Mark[]): Host {
+	let left = hosts;
+	for (const mark of marks) {
+		const values = left.map(mark);
+		const least = values.reduce((a, b) => Math.min(a, b));
+		left = left.filter((_, index) => values[index] === least);
+	}
+	return left.reduce((best, one) => (byName(one, best) < 0 ? one : best));
 }
 
 const byName = (a: Host, b: Host): number => (a.metadata.name < b.metadata.name ? -1 : 1);
-const inZoneOf = (host: Host, chosen: readonly Host[]): number =>
-	chosen.filter((one) => zoneOf(one) === zoneOf(host)).length;
+
+function inZone(chosen: readonly Host[]): Mark {
+	const zones = chosen.map(zoneOf);
+	return (host) => zones.filter((zone) => zone === zoneOf(host)).length;
+}
 
 /** The failure domain of a host. Those without a label are all in one. */
 export const zoneOf = ({ metadata }: Host): string => metadata.labels?.[ZONE] ?? "";
 
-/** What speaks against a host, the weightiest first; less is better. In classes, so that noise in the figures decides nothing. */
-function evidence(host: Host, chosen: readonly Host[], candidates: ReadonlySet<string>): number[] {
-	const { fsync, clock } = measuredOf(host);
-	// Not to know the disk is better than to know that it is slow.
-	const disk = fsync === undefined ? 0.5 : classOf(fsync.p99Ms, FSYNC_MS);
-	return [disk, clock !== undefined && isSkewed(clock) ? 1 : 0, distance(host, chosen, candidates)];
-}
+/** Not to know the disk is better than to know that it is slow. */
+const disk: Mark = (host) => {
+	const { fsync } = measuredOf(host);
+	return fsync === undefined ? 0.5 : classOf(fsync.p99Ms, FSYNC_MS);
+};
+
+const clock: Mark = (host) => {
+	const measured = measuredOf(host).clock;
+	return measured !== undefined && isSkewed(measured) ? 1 : 0;
+};
 
 /** How far a host is from the ones that were chosen; for the first one, from most of those that could be. */
 function distance(host: Host, chosen: readonly Host[], candidates: ReadonlySet<string>): number {
