@@ -17,7 +17,16 @@ import { decide, type Found } from "./kubeadm.ts";
 import { checkHost, preflight } from "./preflight.ts";
 import type { StepContext } from "./primitive.ts";
 import { unit } from "./unit.ts";
-import { type Change, mayReplaceEtcd, nodeProblem, routeOf } from "./version-change.ts";
+import {
+	type Change,
+	manifestConfiguration,
+	mayGoOnToEtcd,
+	mayReturnToEtcd,
+	nodeProblem,
+	routeOf,
+	runningTasks,
+	staticPodProblem,
+} from "./version-change.ts";
 
 let root: string;
 beforeEach(() => {
@@ -103,11 +112,48 @@ describe("a change of version", () => {
 		["v1.36.3", "v2.36.3", Number.POSITIVE_INFINITY],
 	])("from %s to %s: %d minors", (from, to, minors) => expect(minorsBetween(from, to)).toBe(minors));
 
-	it("takes etcd back within a minor only", () => {
+	it("takes etcd back within a minor only, and on to no older version", () => {
 		const etcd = (tag: string) => `  containers:\n  - command: [etcd]\n    image: registry.k8s.io/etcd:${tag}\n`;
-		expect(mayReplaceEtcd(etcd("3.6.8-0"), etcd("3.6.6-0"))).toBe(true);
-		expect(mayReplaceEtcd(etcd("3.7.1-0"), etcd("3.6.6-0"))).toBe(false);
-		expect(mayReplaceEtcd("", etcd("3.6.6-0"))).toBe(true);
+		expect(mayReturnToEtcd(etcd("3.6.8-0"), etcd("3.6.6-0"))).toBe(true);
+		expect(mayReturnToEtcd(etcd("3.7.1-0"), etcd("3.6.6-0"))).toBe(false);
+		expect(mayReturnToEtcd("", etcd("3.6.6-0"))).toBe(true);
+		expect(mayGoOnToEtcd(etcd("3.6.6-0"), etcd("3.6.8-0"))).toBe(true);
+		expect(mayGoOnToEtcd(etcd("3.6.8-0"), etcd("3.6.8-0"))).toBe(true);
+		expect(mayGoOnToEtcd(etcd("3.6.8-0"), etcd("3.6.6-0"))).toBe(false);
+		expect(mayGoOnToEtcd(etcd("3.6.8-0"), "")).toBe(false);
+	});
+
+	it("makes manifests of the cluster's own configuration, for another version and this node", () => {
+		const cluster =
+			"apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nkubernetesVersion: v1.35.4\nproxy: {}\n";
+		const node = { version: "v1.36.3", nodeName: "host-1", patches: "/patches" };
+		const [first = "", second] = manifestConfiguration(cluster, node, "10.0.0.1:6443").split("\n---\n");
+		expect(JSON.parse(first)).toMatchObject({
+			kind: "InitConfiguration",
+			localAPIEndpoint: { advertiseAddress: "10.0.0.1", bindPort: 6443 },
+			nodeRegistration: { name: "host-1" },
+		});
+		expect(second).toBe(cluster.replace("v1.35.4", "v1.36.3"));
+	});
+
+	it("knows which of ctr's tasks run", () => {
+		const table =
+			"TASK    PID     STATUS    \nab12    101     RUNNING\ncd34    102     STOPPED\nef56    0       CREATED\n";
+		expect(runningTasks(table)).toEqual(["ab12"]);
+	});
+
+	it("sees whether static pods run as their manifests say", () => {
+		const manifests = new Map([["etcd.yaml", "spec:\n  containers:\n  - image: registry.k8s.io/etcd:3.6.8-0\n"]]);
+		const pod = (name: string, image: string, phase: string) => ({
+			items: [
+				{ metadata: { name }, spec: { containers: [{ image: `registry.k8s.io/etcd:${image}` }] }, status: { phase } },
+			],
+		});
+		const problem = (list: ReturnType<typeof pod>) => staticPodProblem(list, manifests, "host-1");
+		expect(problem(pod("etcd-host-1", "3.6.8-0", "Running"))).toBeUndefined();
+		expect(problem(pod("etcd-host-1", "3.6.6-0", "Running"))).toBe("pod etcd-host-1 is not made anew");
+		expect(problem(pod("etcd-host-2", "3.6.8-0", "Running"))).toBe("pod etcd-host-1 is not made anew");
+		expect(problem(pod("etcd-host-1", "3.6.8-0", "Pending"))).toBe("pod etcd-host-1 is Pending");
 	});
 
 	it("says what keeps a node from its version", () => {

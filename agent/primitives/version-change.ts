@@ -31,9 +31,13 @@ const KUBELET_IDENTITY = `${KUBERNETES}/kubelet.conf`;
 export const KUBELET = "/usr/local/bin/kubelet";
 const VERSION = "/etc/groundplane/kubernetes/node-version";
 const UPGRADE_CONFIG = "/etc/groundplane/kubernetes/kubeadm-upgrade.yaml";
+const INIT_CONFIG = "/etc/groundplane/kubernetes/kubeadm-manifests.yaml";
+const CRI_SOCKET = "unix:///run/containerd/containerd.sock";
 const STATE = "/var/lib/groundplane/kubernetes";
 const CHANGE = `${STATE}/change.json`;
 const BEFORE = `${STATE}/before`;
+/** Manifests of the version that comes, until all of them are there. */
+const NEXT = `${STATE}/next`;
 /** A digest of what the running kubelet was started with. */
 const STARTED = `${STATE}/kubelet-started`;
 const SNAPSHOTS = `${STATE}/etcd`;
@@ -46,8 +50,11 @@ const HOLD_MS = 5 * 60_000;
 const API_MS = 60_000;
 const HEALTHY_MS = 90_000;
 const CRASHES = 3;
-/** For how long kubeadm waits for each part of a control plane (Go duration). With a single one etcd takes the API down with it. */
-const COMPONENT = "3m0s";
+const LOOK_MS = 1000;
+/** For how long a part of a control plane may end by itself. An API server that has no limit for watches waits a minute for them. */
+const END_MS = 5_000;
+/** kubeadm's static pods, in the order in which they stop: an API server that has lost its etcd lets everybody hang. */
+const STATIC_PODS = [["kube-apiserver", "kube-controller-manager", "kube-scheduler"], ["etcd"]] as const;
 
 const changeSchema = z.object({
 	from: z.string(),
@@ -132,11 +139,8 @@ export async function changeVersion(node: VersionedNode, context: StepContext): 
 		await restore(context);
 		await judge(node, context);
 		// The files are all there is to it, unless the cluster had been configured for the other version already.
-		if (node.controlPlane && (await configuredVersion(context)) !== node.version) {
-			await kubeadmUpgrade(node, context, true);
-			await startKubelet(node.kubelet, context);
-			await judge(node, context);
-		}
+		if (node.controlPlane && versionOf(await clusterConfiguration(context)) !== node.version)
+			await changeControlPlane(node, context, { down: true });
 		return finish(node, begun?.to ?? node.version);
 	}
 	const change: Change = { from: begun?.from ?? current, to: node.version };
@@ -149,12 +153,9 @@ export async function changeVersion(node: VersionedNode, context: StepContext): 
 		await keepFiles();
 	}
 	await writeDurable(CHANGE, JSON.stringify(change), 0o600);
-	let part = "kubeadm";
+	const down = compareVersions(node.version, current) < 0;
 	try {
-		await kubeadmUpgrade(node, context, compareVersions(node.version, current) < 0);
-		part = "the kubelet";
-		await startKubelet(node.kubelet, context);
-		await judge(node, context);
+		await (node.controlPlane ? changeControlPlane(node, context, { down }) : changeWorker(node, context, { down }));
 	} catch (error) {
 		// Something else is wanted now, or the agent stops: whoever comes next finds what was begun.
 		context.signal.throwIfAborted();
@@ -165,7 +166,7 @@ export async function changeVersion(node: VersionedNode, context: StepContext): 
 				() => `this node runs ${change.from} again`,
 				(problem: unknown) => `and it did not come back to ${change.from}: ${asGroundplaneError(problem).message}`,
 			);
-		const text = `the change to ${node.version} failed at ${part}: ${message}; ${outcome}`;
+		const text = `the change to ${node.version} failed: ${message}; ${outcome}`;
 		await writeDurable(CHANGE, JSON.stringify({ ...change, failure: { at: context.now(), message: text } }), 0o600);
 		throw failed(text);
 	}
@@ -210,8 +211,8 @@ async function keepFiles(): Promise<void> {
 	const fresh = `${BEFORE}.new`;
 	await rm(fresh, { recursive: true, force: true });
 	await mkdir(join(fresh, "manifests"), { recursive: true, mode: 0o700 });
-	for (const name of await manifestNames())
-		await writeDurable(join(fresh, "manifests", name), await readFile(join(MANIFESTS, name)), 0o600);
+	for (const [name, content] of await manifestsIn(MANIFESTS))
+		await writeDurable(join(fresh, "manifests", name), content, 0o600);
 	for (const path of KUBELET_FILES)
 		if (await statOf(path)) await writeDurable(join(fresh, keptName(path)), await readFile(path), 0o600);
 	await writeDurable(join(fresh, "kubelet"), await readlink(KUBELET));
@@ -226,24 +227,77 @@ const keptName = (path: string) => path.slice(path.lastIndexOf("/") + 1);
 async function restore(context: StepContext): Promise<void> {
 	context.log("putting back the files of the version before");
 	await makeDirectories(MANIFESTS, 0o700);
-	for (const name of await namesIn(join(BEFORE, "manifests"))) {
-		const [kept, path] = [await readFile(join(BEFORE, "manifests", name), "utf8"), join(MANIFESTS, name)];
-		const there = await readFile(path, "utf8").catch(() => "");
-		if (there === kept || (name === "etcd.yaml" && !mayReplaceEtcd(there, kept))) continue;
-		await writeDurable(path, kept, 0o600);
-	}
 	for (const path of KUBELET_FILES) {
 		const kept = await readFile(join(BEFORE, keptName(path))).catch(() => undefined);
 		if (kept) await writeDurable(path, kept);
 	}
-	await startKubelet(await readFile(join(BEFORE, "kubelet"), "utf8"), context);
+	const kept = await manifestsIn(join(BEFORE, "manifests"));
+	if (!mayReturnToEtcd(await readManifest("etcd.yaml"), kept.get("etcd.yaml") ?? "")) kept.delete("etcd.yaml");
+	await replace(kept, await readFile(join(BEFORE, "kubelet"), "utf8"), context);
 }
 
-/** Whether etcd may go from one manifest to another: only within a minor can it read what the other wrote. */
-export function mayReplaceEtcd(running: string, wanted: string): boolean {
-	const minor = (manifest: string) => /image:\s*\S*etcd:v?(\d+\.\d+)\./.exec(manifest)?.[1];
-	return running === "" || minor(running) === minor(wanted);
+const etcdVersion = (manifest: string) => /image:\s*\S*etcd:v?(\d+\.\d+\.\d+)/.exec(manifest)?.[1] ?? "";
+
+/** Whether etcd may go back from one manifest to another: only within a minor can it read what the other wrote. */
+export function mayReturnToEtcd(running: string, kept: string): boolean {
+	return running === "" || minorsBetween(etcdVersion(running), etcdVersion(kept)) === 0;
 }
+
+/** Whether etcd goes on to another manifest: kubeadm too never takes it to an older version. */
+export function mayGoOnToEtcd(running: string, next: string): boolean {
+	return etcdVersion(next) !== "" && compareVersions(etcdVersion(next), etcdVersion(running)) >= 0;
+}
+
+/**
+ * Puts manifests and a kubelet in the place of those that run. The kubelet rests meanwhile, and what changes is ended here: left
+ * to itself it would first ask the API server, which hangs without its etcd (34 s), wait ten seconds or more before it makes a
+ * static pod anew, and a kubelet of another minor, which counts their digests otherwise, makes all of them once more.
+ */
+async function replace(manifests: ReadonlyMap<string, string>, kubelet: string, context: StepContext): Promise<void> {
+	const { exec, signal } = context;
+	const changed: string[] = [];
+	for (const [name, content] of manifests) if ((await readManifest(name)) !== content) changed.push(name);
+	const another = minorsBetween(versionOfKubelet(await readlink(KUBELET)), versionOfKubelet(kubelet)) > 0;
+	const ended = another ? [...(await manifestsIn(MANIFESTS)).keys()] : changed;
+	if (ended.length > 0) {
+		await exec("systemctl", ["stop", "kubelet.service"], { signal });
+		for (const names of STATIC_PODS)
+			await end(
+				names.filter((name) => ended.includes(`${name}.yaml`)),
+				context,
+			);
+		for (const name of changed) await writeDurable(join(MANIFESTS, name), manifests.get(name) ?? "", 0o600);
+	}
+	await startKubelet(kubelet, context);
+}
+
+const versionOfKubelet = (path: string) => path.split("/").at(-2) ?? "";
+
+/** Ends the containers of static pods, and waits until they have. */
+async function end(names: readonly string[], { exec, signal, now, log }: StepContext): Promise<void> {
+	if (names.length === 0) return;
+	const ctr = async (...args: string[]) => (await exec("ctr", ["--namespace=k8s.io", ...args], { signal })).stdout;
+	const filters = names.map(
+		(name) => `labels."io.kubernetes.pod.namespace"==kube-system,labels."io.kubernetes.container.name"==${name}`,
+	);
+	const containers = (await ctr("containers", "list", "--quiet", ...filters)).split("\n");
+	const running = async () => runningTasks(await ctr("tasks", "list")).filter((id) => containers.includes(id));
+	for (const [kind, patience] of [
+		["SIGTERM", END_MS],
+		["SIGKILL", END_MS],
+	] as const) {
+		const left = await running();
+		if (left.length > 0 && kind === "SIGKILL") log(`${names.join(", ")}: not all have ended by themselves`);
+		for (const id of left)
+			await exec("ctr", ["--namespace=k8s.io", "tasks", "kill", "--signal", kind, id], { signal, codes: true });
+		for (const deadline = now() + patience; (await running()).length > 0 && now() < deadline; )
+			await sleep(200, undefined, { signal });
+	}
+}
+
+/** Ids of the tasks that run, of what `ctr tasks list` prints. */
+export const runningTasks = (table: string): string[] =>
+	[...table.matchAll(/^(\S+)\s+\d+\s+RUNNING\s*$/gm)].map((match) => match[1] ?? "");
 
 /** Before anything is changed: a snapshot of etcd, of which the newest few are kept. */
 async function snapshot(version: string, { exec, signal, now, log }: StepContext): Promise<void> {
@@ -283,38 +337,100 @@ export const etcdIdentity = [
 	`--key=${KUBERNETES}/pki/etcd/healthcheck-client.key`,
 ];
 
+/** A worker takes the kubelet's configuration of the cluster. One that is newer is not for an older kubelet, whose own was put back or never changed. */
+async function changeWorker(node: VersionedNode, context: StepContext, { down }: { down: boolean }): Promise<void> {
+	if (!down) await kubeadmUpgrade("node", ["preflight"], node, context);
+	await startKubelet(node.kubelet, context);
+	await judge(node, context);
+}
+
 /**
- * kubeadm's part. A control plane that finds the cluster configured for another version changes that, and the add-ons once all
- * control planes have followed; one that finds it done follows. A worker only takes the kubelet's configuration of the cluster.
+ * The phases of `kubeadm upgrade`, with its long one, `control-plane`, done otherwise: the manifests of all parts are made first,
+ * by kubeadm too, and then put in place at once together with the kubelet (see {@link replace}). The first control plane of a
+ * change also configures the cluster; the add-ons follow with the last one.
  */
-async function kubeadmUpgrade(node: VersionedNode, context: StepContext, down: boolean): Promise<void> {
+async function changeControlPlane(
+	node: VersionedNode,
+	context: StepContext,
+	{ down }: { down: boolean },
+): Promise<void> {
 	const { exec, signal, log } = context;
-	// The configuration that a newer cluster holds is not for an older kubelet, and its own was put back or never changed.
-	if (!node.controlPlane && down) return;
-	let leads = false;
-	if (node.controlPlane) {
-		const configured = await configuredVersion(context);
-		leads = configured !== node.version;
-		log(`kubeadm upgrade: the cluster is configured for ${configured}`);
-	}
-	const common = {
-		imagePullPolicy: "IfNotPresent",
-		patches: { directory: node.patches },
-		// Its checks are ours already, but for a pod that it starts anywhere from an image that only upgraded nodes have.
-		// CoreDNS has no way back in kubeadm; see below.
-		skipPhases: ["preflight", ...(down ? ["addon/coredns"] : [])],
-	};
+	// Whoever was stopped in the middle of it left the kubelet resting.
+	await exec("systemctl", ["start", "kubelet.service"], { signal });
+	const cluster = await clusterConfiguration(context);
+	const leads = versionOf(cluster) !== node.version;
+	log(`kubeadm upgrade: the cluster is configured for ${versionOf(cluster)}`);
+	const endpoint = advertised(await readManifest("kube-apiserver.yaml")) ?? `${node.nodeAddress}:6443`;
+	await writeDurable(INIT_CONFIG, manifestConfiguration(cluster, node, endpoint), 0o600);
+	const next = await nextManifests(context);
+	if (!mayGoOnToEtcd(await readManifest("etcd.yaml"), next.get("etcd.yaml") ?? "")) next.delete("etcd.yaml");
+	await kubeadmUpgrade("node", ["preflight", "control-plane", "addon", "post-upgrade"], node, context);
+	if (!down) await exec("kubeadm", ["certs", "renew", "all", `--config=${INIT_CONFIG}`], { signal });
+
+	await replace(next, node.kubelet, context);
+	await judge(node, context);
+
+	// CoreDNS has no way back in kubeadm; see below.
+	const done = ["preflight", "control-plane", "kubelet-config", ...(down ? ["addon/coredns"] : [])];
+	await kubeadmUpgrade(leads ? "apply" : "node", done, node, context);
+	if (down && leads) await setCoreDns(node, context);
+}
+
+/** Runs phases of `kubeadm upgrade`: all but those that are named. Its preflight never: its checks are ours already, but for a pod that it starts anywhere from an image that only upgraded nodes have. */
+async function kubeadmUpgrade(
+	kind: "apply" | "node",
+	skipPhases: readonly string[],
+	{ version, patches }: VersionedNode,
+	{ exec, signal }: StepContext,
+): Promise<void> {
+	const common = { imagePullPolicy: "IfNotPresent", patches: { directory: patches } };
 	const config = {
 		apiVersion: "kubeadm.k8s.io/v1beta4",
 		kind: "UpgradeConfiguration",
-		apply: { ...common, kubernetesVersion: node.version, forceUpgrade: true },
+		apply: { ...common, kubernetesVersion: version, forceUpgrade: true },
 		node: common,
-		timeouts: { upgradeManifests: COMPONENT },
 	};
 	await writeDurable(UPGRADE_CONFIG, JSON.stringify(config, null, "\t"), 0o600);
 	await clearKubeadmBackups();
-	await exec("kubeadm", ["upgrade", leads ? "apply" : "node", `--config=${UPGRADE_CONFIG}`], { signal });
-	if (down && leads) await setCoreDns(node, context);
+	await exec("kubeadm", ["upgrade", kind, `--config=${UPGRADE_CONFIG}`, `--skip-phases=${skipPhases.join(",")}`], {
+		signal,
+	});
+}
+
+/** What kubeadm makes manifests of: the configuration that the cluster has, for this version and this node. */
+export function manifestConfiguration(
+	cluster: string,
+	{ version, nodeName, patches }: Pick<VersionedNode, "version" | "nodeName" | "patches">,
+	endpoint: string,
+): string {
+	const [, advertiseAddress, port] = /^(.*):(\d+)$/.exec(endpoint) ?? [];
+	const node = {
+		apiVersion: "kubeadm.k8s.io/v1beta4",
+		kind: "InitConfiguration",
+		localAPIEndpoint: { advertiseAddress, bindPort: Number(port) },
+		nodeRegistration: { name: nodeName, criSocket: CRI_SOCKET },
+		patches: { directory: patches },
+	};
+	return `${JSON.stringify(node)}\n---\n${cluster.replace(/^kubernetesVersion:.*$/m, `kubernetesVersion: ${version}`)}`;
+}
+
+/** Where kubeadm noted that this node's API server is. */
+const advertised = (manifest: string): string | undefined =>
+	/kube-apiserver\.advertise-address\.endpoint:\s*"?([\d.]+:\d+)/.exec(manifest)?.[1];
+
+/** Manifests by kubeadm, made beside those that are in use: a dry run writes the very same into a directory of our choice. */
+async function nextManifests({ exec, signal }: StepContext): Promise<Map<string, string>> {
+	await rm(NEXT, { recursive: true, force: true });
+	await mkdir(NEXT, { recursive: true, mode: 0o700 });
+	const options = { signal, env: { KUBEADM_INIT_DRYRUN_DIR: NEXT } };
+	for (const phase of [
+		["control-plane", "all"],
+		["etcd", "local"],
+	])
+		await exec("kubeadm", ["init", "phase", ...phase, "--dry-run", `--config=${INIT_CONFIG}`], options);
+	const next = await manifestsIn(NEXT);
+	await rm(NEXT, { recursive: true, force: true });
+	return next;
 }
 
 /**
@@ -335,8 +451,8 @@ async function clearKubeadmBackups(): Promise<void> {
 		if (name.startsWith("kubeadm-")) await rm(join(KUBERNETES, "tmp", name), { recursive: true, force: true });
 }
 
-/** The version in kubeadm's configuration of the cluster; waits for an API server, this host's or another. */
-async function configuredVersion({ exec, signal, now }: StepContext): Promise<string> {
+/** kubeadm's configuration of the cluster (ClusterConfiguration, YAML); waits for an API server, this host's or another. */
+async function clusterConfiguration({ exec, signal, now }: StepContext): Promise<string> {
 	const question = [
 		"-n",
 		"kube-system",
@@ -351,8 +467,7 @@ async function configuredVersion({ exec, signal, now }: StepContext): Promise<st
 			signal,
 			codes: true,
 		});
-		const version = /^kubernetesVersion:\s*(\S+)$/m.exec(answer.stdout)?.[1];
-		if (version !== undefined) return version;
+		if (versionOf(answer.stdout) !== undefined) return answer.stdout;
 		if (now() > deadline)
 			throw new GroundplaneError(
 				"KubernetesUnavailable",
@@ -364,6 +479,8 @@ async function configuredVersion({ exec, signal, now }: StepContext): Promise<st
 		await sleep(2000, undefined, { signal });
 	}
 }
+
+const versionOf = (cluster: string): string | undefined => /^kubernetesVersion:\s*(\S+)$/m.exec(cluster)?.[1];
 
 /** Points the link at this kubelet, by a rename, and starts it. */
 export async function pointKubelet(kubelet: string): Promise<void> {
@@ -409,7 +526,7 @@ async function judge(node: VersionedNode, context: StepContext): Promise<void> {
 				crashes >= CRASHES ? `the kubelet ended ${crashes} times in a row: ${await lastWords(context)}` : why;
 			throw new GroundplaneError("StepFailed", what, { next: "Look at journalctl -u kubelet on the host." });
 		}
-		await sleep(1500, undefined, { signal });
+		await sleep(LOOK_MS, undefined, { signal });
 	}
 }
 
@@ -424,6 +541,11 @@ async function unhealthy(node: VersionedNode, { exec, signal }: StepContext): Pr
 		if (stdout.trim() !== "ok") return "the API server of this host is not ready";
 		const version = (await ask(...local, "get", "--raw=/version")).stdout;
 		if (!version.includes(`"${node.version}"`)) return `the API server of this host is not at ${node.version}`;
+		const ofNode = ["--selector=tier=control-plane", `--field-selector=spec.nodeName=${node.nodeName}`];
+		const pods = await ask(...local, "get", "pods", "--namespace=kube-system", ...ofNode, "-o", "json");
+		if (pods.code !== 0) return `the control plane's pods can't be asked for: ${pods.stderr.trim().slice(-200)}`;
+		const problem = staticPodProblem(JSON.parse(pods.stdout) as PodList, await manifestsIn(MANIFESTS), node.nodeName);
+		if (problem !== undefined) return problem;
 	}
 	const { code, stdout, stderr } = await ask(
 		"--kubeconfig",
@@ -453,6 +575,33 @@ export function nodeProblem({ status }: NodeObject, version: string): string | u
 	return ready?.status === "True" ? undefined : `the node is not ready: ${ready?.message ?? "it has not said so"}`;
 }
 
+interface PodList {
+	readonly items: readonly {
+		readonly metadata: { readonly name: string };
+		readonly spec: { readonly containers: readonly { readonly image: string }[] };
+		readonly status?: { readonly phase?: string };
+	}[];
+}
+
+/**
+ * Which of a control plane's static pods does not run as its manifest says, as the API server shows it (its mirror pod). kubeadm
+ * counts by these pods which control planes have followed, and would leave the add-ons as they are.
+ */
+export function staticPodProblem(
+	{ items }: PodList,
+	manifests: ReadonlyMap<string, string>,
+	nodeName: string,
+): string | undefined {
+	for (const [file, manifest] of manifests) {
+		const name = `${file.replace(/\.yaml$/, "")}-${nodeName}`;
+		const pod = items.find(({ metadata }) => metadata.name === name);
+		const isCurrent = pod?.spec.containers.every(({ image }) => manifest.includes(`image: ${image}\n`)) ?? false;
+		if (!isCurrent) return `pod ${name} is not made anew`;
+		if (pod?.status?.phase !== "Running") return `pod ${name} is ${pod?.status?.phase ?? "not running"}`;
+	}
+	return undefined;
+}
+
 /** The kubelet's health port (healthzPort of its configuration), which listens on loopback only. */
 async function kubeletAnswers(): Promise<boolean> {
 	const { promise, resolve } = Promise.withResolvers<boolean>();
@@ -479,6 +628,14 @@ async function lastWords({ exec, signal }: StepContext): Promise<string> {
 	);
 }
 
-async function manifestNames(): Promise<string[]> {
-	return (await namesIn(MANIFESTS)).filter((name) => name.endsWith(".yaml") && !name.startsWith("."));
+/** kubeadm's own manifests of a directory, by file name. */
+async function manifestsIn(directory: string): Promise<Map<string, string>> {
+	const manifests = new Map<string, string>();
+	for (const name of STATIC_PODS.flat().map((pod) => `${pod}.yaml`)) {
+		const content = await readFile(join(directory, name), "utf8").catch(() => "");
+		if (content !== "") manifests.set(name, content);
+	}
+	return manifests;
 }
+
+const readManifest = async (name: string): Promise<string> => (await manifestsIn(MANIFESTS)).get(name) ?? "";

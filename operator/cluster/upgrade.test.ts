@@ -76,7 +76,7 @@ describe("another version", () => {
 		expect(site.cluster.status?.progress).toMatchObject({
 			step: "Draining",
 			host: "h1",
-			usual: "180s",
+			usual: "50s",
 			next: "h2 (control-plane)",
 		});
 		site.run(3);
@@ -84,7 +84,7 @@ describe("another version", () => {
 		expect(site.cluster.status?.phase).toBe("Updating");
 		site.run(12);
 		// From then on as long as it took here.
-		expect(site.cluster.status?.progress?.usual).not.toBe("180s");
+		expect(site.cluster.status?.progress?.usual).not.toBe("50s");
 	});
 
 	it.each([0, 3, 6, 9, 14, 20, 26, 32, 38])(

@@ -18,7 +18,7 @@ export const USUAL_SECONDS: Readonly<Record<Work, number>> = {
 	"join-worker": 30,
 	"remove-control-plane": 30,
 	"remove-worker": 30,
-	"upgrade-control-plane": 180,
+	"upgrade-control-plane": 50,
 	"upgrade-worker": 60,
 };
 

@@ -47,7 +47,7 @@ describe("a cluster's life", () => {
 			check: false,
 		});
 		expect(code).not.toBe(0);
-		expect(stderr).toMatch(/Draining on host-1.*usually 180s, next host-2 \(worker\)/);
+		expect(stderr).toMatch(/Draining on host-1.*usually 50s, next host-2 \(worker\)/);
 		await eventually(async () => {
 			const condition = (await cluster())?.status?.conditions?.find(({ type }) => type === "Ready");
 			expect(condition).toMatchObject({ status: "False", reason: "UpgradeStopped" });
