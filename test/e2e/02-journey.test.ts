@@ -42,6 +42,16 @@ describe("the journey", () => {
 			expect(host?.status?.phase).toBe("Ready");
 			expect(host?.status?.facts).toMatchObject({ hostname: name, primaryAddress: await demo.lab.address(name) });
 		}
+		// Each measures what etcd would have of it, once it has heard that there is nothing else to do.
+		for (const name of HOSTS) {
+			const measured = await eventually(async () => {
+				const found = (await demo.get<Host>("host", name, demo.namespace))?.status?.facts?.measured;
+				expect(found).toMatchObject({ fsync: expect.anything(), clock: expect.anything() });
+				return found;
+			});
+			expect(measured?.fsync?.p99Ms).toBeGreaterThan(0);
+			expect(measured?.clock?.uncertaintyMs).toBeGreaterThan(0);
+		}
 		const list = await demo.gp(["host", "list", "-o", "json"]);
 		expect(JSON.parse(list.stdout).items).toHaveLength(HOSTS.length);
 	});
