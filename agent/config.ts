@@ -24,6 +24,8 @@ export class Paths {
 	readonly releases: string;
 	/** etcd's data on a control plane. */
 	readonly etcd: string;
+	/** Versions of the agent itself beside the package's own; the launcher in agent/package knows this path too. */
+	readonly versions: string;
 	/** What `gp-agent status` shows. */
 	readonly status: string;
 
@@ -38,6 +40,7 @@ export class Paths {
 		this.state = join(root, "var/lib/groundplane/agent");
 		this.releases = join(root, "var/lib/groundplane");
 		this.etcd = join(root, "var/lib/etcd");
+		this.versions = join(root, "var/lib/groundplane/versions");
 		this.status = join(root, "run/groundplane/status.json");
 	}
 }

@@ -5,7 +5,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { JSONWebKeySet } from "jose";
 import type { DesiredState } from "../protocol/desired-state.ts";
 import { asGroundplaneError, GroundplaneError } from "../protocol/errors.ts";
-import type { HostCheck, HostFacts, RoleStatus } from "../protocol/facts.ts";
+import type { AgentUpdate, HostCheck, HostFacts, RoleStatus } from "../protocol/facts.ts";
 import { type DownMessage, downMessage, type UpMessage, upMessage } from "../protocol/messages.ts";
 import type { Session } from "../protocol/mux.ts";
 import { readLines } from "../protocol/ndjson.ts";
@@ -27,6 +27,8 @@ export interface ControlOptions {
 	engine: EngineLike;
 	/** The host as it is now. */
 	observe: () => { facts: HostFacts; checks: HostCheck[] };
+	/** Where it stands with another version of the agent; undefined when it can't change its version. */
+	update?: () => AgentUpdate | undefined;
 	log: Log;
 	/** Milliseconds since the epoch. */
 	now?: () => number;
@@ -46,7 +48,7 @@ const RENEWAL_RETRY_MS = 10 * 60_000;
  * What agent and region say to each other. Reports are whole and repeated, so nothing depends on a single message:
  * facts on connect and when they change, roles when they change, an acknowledgement for every document.
  */
-export class Control extends EventEmitter<{ changed: []; renewed: [identity: Identity] }> {
+export class Control extends EventEmitter<{ changed: []; accepted: []; renewed: [identity: Identity] }> {
 	readonly #options: ControlOptions;
 	readonly #now: () => number;
 	#identity: Identity;
@@ -116,8 +118,9 @@ export class Control extends EventEmitter<{ changed: []; renewed: [identity: Ide
 	reports(): UpMessage[] {
 		const { facts, checks } = this.#options.observe();
 		const certificateNotAfter = new X509Certificate(this.#identity.certificate).validToDate.toISOString();
+		const agentUpdate = this.#options.update?.();
 		return [
-			{ type: "facts", agentVersion: VERSION, facts, checks, certificateNotAfter },
+			{ type: "facts", agentVersion: VERSION, ...(agentUpdate && { agentUpdate }), facts, checks, certificateNotAfter },
 			...(this.#desired
 				? [{ type: "roles" as const, generation: this.#desired.generation, roles: this.#options.engine.status() }]
 				: []),
@@ -173,6 +176,7 @@ export class Control extends EventEmitter<{ changed: []; renewed: [identity: Ide
 			}
 			this.#send({ type: "acknowledgement", epoch, generation, accepted: true });
 			this.#sendRoles();
+			this.emit("accepted");
 		} catch (error) {
 			const { code, message, next } = asGroundplaneError(error);
 			const claim = unverifiedNumbers(jws);
@@ -233,6 +237,7 @@ export class Control extends EventEmitter<{ changed: []; renewed: [identity: Ide
 			{ ...facts, filesystems: facts.filesystems.map(({ path, sizeBytes }) => [path, sizeBytes]) },
 			checks.map(({ name, ok, severity }) => [name, ok, severity]),
 			message.certificateNotAfter,
+			message.agentUpdate,
 		]);
 		const last = this.#sentFacts;
 		const old = all !== last.all && this.#now() - last.at > MINOR_CHANGE_MS;

@@ -28,6 +28,8 @@ program
 			paths,
 			log: createLog({ level: debug ? "debug" : "info" }),
 			signal: stop.signal,
+			// Started by agent/package/gp-agent, which alone knows how to try another version and go back.
+			updates: process.env.GROUNDPLANE_LAUNCHER === undefined ? undefined : {},
 		});
 	});
 
@@ -81,6 +83,7 @@ program
 					facts: {
 						type: "facts",
 						agentVersion: VERSION,
+						...(status?.update && { agentUpdate: status.update }),
 						facts: readFacts(readMeasured(paths.state)),
 						checks,
 						certificateNotAfter: status?.certificateNotAfter ?? "",

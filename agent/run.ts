@@ -20,7 +20,9 @@ import { Measurer, readMeasured } from "./measure.ts";
 import { memoryKeeper } from "./memory.ts";
 import { MetricsServer } from "./metrics.ts";
 import { evaluate, probe } from "./preflight.ts";
-import { type AgentStatus, writeStatus } from "./status.ts";
+import { type AgentStatus, readStatus, writeStatus } from "./status.ts";
+import { Updater, type UpdaterOptions } from "./update/updater.ts";
+import { Versions } from "./update/versions.ts";
 
 const ENROLL_RETRY_MS = 30_000;
 const TOKEN_POLL_MS = 3_000;
@@ -31,16 +33,22 @@ export async function run({
 	config,
 	paths,
 	log,
-	signal,
+	signal: stop,
+	updates,
 	now = Date.now,
 }: {
 	config: Config;
 	paths: Paths;
 	log: Log;
 	signal: AbortSignal;
+	/** Given when whoever started this process can start another version of it in its place. */
+	updates?: Pick<UpdaterOptions, "steadyMs"> | undefined;
 	now?: () => number;
 }): Promise<void> {
 	mkdirSync(paths.state, { recursive: true, mode: 0o700 });
+	const restart = new AbortController();
+	const signal = AbortSignal.any([stop, restart.signal]);
+	const before = readStatus(paths.status);
 	let skew = await clockSkewSeconds(config, signal);
 	let installed = false;
 	let measured = readMeasured(paths.state);
@@ -81,20 +89,36 @@ export async function run({
 		onStream: (incoming) => services.onStream(incoming),
 		log,
 	});
-	const engine = new Engine({
-		stateDir: paths.state,
-		bundles: new RemoteBundles({
-			directory: paths.releases,
+	const bundlesIn = (directory: string) =>
+		new RemoteBundles({
+			directory,
 			releaseJwks: config.releaseJwks as unknown as JSONWebKeySet,
 			session: async (waiting) => {
 				while (!link.session) await once(link, "up", { signal: waiting });
 				return link.session;
 			},
 			log,
-		}),
-		log,
-	});
-	const control = new Control({ stateDir: paths.state, identity, engine, observe, log, now });
+		});
+	const engine = new Engine({ stateDir: paths.state, bundles: bundlesIn(paths.releases), log });
+	const versions = new Versions(paths.versions);
+	const updater = updates
+		? new Updater({
+				...updates,
+				stateDir: paths.state,
+				versions,
+				bundles: bundlesIn(versions.downloads),
+				running: VERSION,
+				desired: () => control.desired,
+				roles: () => engine.status(),
+				link: () => link.state,
+				lastError: before && before.version !== VERSION ? lastErrorOf(before) : undefined,
+				restart: () => restart.abort(),
+				log,
+				now,
+			})
+		: undefined;
+	const update = () => updater?.state;
+	const control = new Control({ stateDir: paths.state, identity, engine, observe, update, log, now });
 	const metrics = new MetricsServer(() => ({
 		checks: observe().checks,
 		roles: engine.status(),
@@ -127,6 +151,7 @@ export async function run({
 				},
 			}),
 			...(refusal && { refusedDesiredState: refusal }),
+			...(updater && { update: updater.state }),
 			roles,
 		});
 	};
@@ -134,6 +159,12 @@ export async function run({
 	control.on("changed", tell);
 	control.on("renewed", () => link.renew());
 	link.on("up", (session) => void control.attend(session));
+	link.on("down", () => updater?.down());
+	control.on("accepted", () => updater?.accepted());
+	updater?.on("changed", () => {
+		control.observeNow();
+		tell();
+	});
 	const measurer = new Measurer({
 		stateDir: paths.state,
 		etcdDir: paths.etcd,
@@ -160,11 +191,14 @@ export async function run({
 	}, 6 * 3_600_000);
 	await control.restore();
 	tell();
-	await Promise.all([engine.run(signal), link.run(signal), control.run(signal)]);
+	await Promise.all([engine.run(signal), link.run(signal), control.run(signal), updater?.run(signal)]);
 	clearInterval(timer);
 	clearInterval(clock);
 	log.info({}, "agent stopped");
 }
+
+const lastErrorOf = ({ link }: AgentStatus): string | undefined =>
+	link?.lastError && `${link.lastError.code}: ${link.lastError.detail}`;
 
 const notAfter = (identity: Identity): Date => new X509Certificate(identity.certificate).validToDate;
 

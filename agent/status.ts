@@ -1,6 +1,6 @@
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
-import type { HostCheck, RoleStatus } from "../protocol/facts.ts";
+import type { AgentUpdate, HostCheck, RoleStatus } from "../protocol/facts.ts";
 import type { LinkState } from "./link/link.ts";
 
 /** What `gp-agent run` says of itself in /run/groundplane/status.json, for `gp-agent status`. */
@@ -17,6 +17,8 @@ export interface AgentStatus {
 	certificateNotAfter?: string;
 	desiredState?: { epoch: number; generation: number; validUntil: string; paused: boolean };
 	refusedDesiredState?: { reason: string; message: string };
+	/** Where it stands with another version of itself. */
+	update?: AgentUpdate;
 	checks: HostCheck[];
 	roles: RoleStatus[];
 }
@@ -37,11 +39,13 @@ export function readStatus(path: string): AgentStatus | undefined {
 
 /** The status for people. */
 export function describeStatus(status: AgentStatus, running: boolean): string {
-	const { link, desiredState, problem } = status;
+	const { link, desiredState, problem, update } = status;
 	const lines = [
 		`Agent     ${status.version}, ${running ? `running (process ${status.pid})` : "not running"}, as of ${status.at}`,
 		`Host      ${status.host} of region ${status.region}${status.enrolled ? "" : ", not enrolled"}`,
 	];
+	if (update?.version) lines.push(`Update    ${update.version}: ${update.phase}`);
+	if (update?.message) lines.push(`          ${update.reason ? `${update.reason}: ` : ""}${update.message}`);
 	if (link) {
 		const since = new Date(link.since).toISOString();
 		lines.push(

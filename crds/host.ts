@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { hostCheck, hostFacts, rolePhase } from "../protocol/facts.ts";
+import { agentUpdate, hostCheck, hostFacts, rolePhase } from "../protocol/facts.ts";
 import { type CrdDefinition, type CustomResource, conditions, dnsLabel, listMap, timestamp } from "./common.ts";
 
 /** A role that a host should play: the name of a role pack, its version and its parameters. */
@@ -31,6 +31,12 @@ export const hostSpec = z
 			.boolean()
 			.default(false)
 			.describe("While true nothing is changed on the host, and no cluster picks it."),
+		agentUpdates: z
+			.enum(["Automatic", "Manual"])
+			.optional()
+			.describe(
+				"Whether the region changes the agent's version to its own, a few hosts at a time and with a way back. Automatic when empty.",
+			),
 		roles: z
 			.array(hostRole)
 			.max(16)
@@ -58,6 +64,9 @@ export const hostStatus = z.object({
 			certificateNotAfter: timestamp
 				.optional()
 				.describe("When the host's certificate ends; it is renewed at two thirds of its life."),
+			update: agentUpdate
+				.optional()
+				.describe("Where it stands with another version of itself; absent when it can't change its version."),
 		})
 		.optional()
 		.describe("The agent on the host."),

@@ -26,6 +26,13 @@ export const desiredState = z.object({
 		.array(z.string())
 		.optional()
 		.describe("Addresses of a few other hosts of the region, for a free host to measure how far they are."),
+	agent: z
+		.object({
+			version: z.string(),
+			retry: z.string().optional().describe("Another word than last time: try a version again that failed."),
+		})
+		.optional()
+		.describe("Version that the agent itself should have. Without it, the agent stays what it is."),
 });
 export type DesiredState = z.output<typeof desiredState>;
 

@@ -43,6 +43,7 @@ export const errorCodes = {
 	CommandFailed: 500,
 	StepFailed: 500,
 	StepTimeout: 504,
+	AgentUpdateFailed: 500,
 	// Things we stand on
 	KubernetesUnavailable: 503,
 	DatabaseUnavailable: 503,

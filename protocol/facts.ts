@@ -97,3 +97,17 @@ export const roleStatus = z.object({
 	outputs: z.record(z.string(), z.string()).optional(),
 });
 export type RoleStatus = z.output<typeof roleStatus>;
+
+/**
+ * Where an agent stands with the version that its region wants it to run. An agent that says nothing of this can't change its
+ * version by itself.
+ */
+export const agentUpdate = z.object({
+	phase: z
+		.enum(["Idle", "Fetching", "Trying", "Waiting", "Failed"])
+		.describe("Waiting: a try ended for another reason than the version, and comes again."),
+	version: z.string().optional().describe("The version that it is about; none when Idle."),
+	reason: z.string().optional().describe("Error code from the closed list when something failed."),
+	message: z.string().optional(),
+});
+export type AgentUpdate = z.output<typeof agentUpdate>;

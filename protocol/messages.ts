@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { hostCheck, hostFacts, roleStatus } from "./facts.ts";
+import { agentUpdate, hostCheck, hostFacts, roleStatus } from "./facts.ts";
 
 /**
  * The closed, versioned list of what passes over the control stream: one JSON object a line (NDJSON), 1 MiB at most.
@@ -10,6 +10,8 @@ export const upMessage = z.discriminatedUnion("type", [
 	z.object({
 		type: z.literal("facts"),
 		agentVersion: z.string(),
+		/** Where it stands with another version of itself; absent from an agent that can't change its version. */
+		agentUpdate: agentUpdate.optional(),
 		facts: hostFacts,
 		checks: z.array(hostCheck),
 		certificateNotAfter: z.string(),

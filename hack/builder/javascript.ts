@@ -1,8 +1,10 @@
 import { existsSync } from "node:fs";
-import { chmod, copyFile, cp, mkdir, readdir, readFile, realpath, rm, writeFile } from "node:fs/promises";
+import { chmod, cp, mkdir, readdir, readFile, realpath, rm, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { build, type Plugin } from "esbuild";
 import { GroundplaneError } from "../../protocol/errors.ts";
+import { type ReleaseManifest, releaseManifest } from "../../protocol/release.ts";
+import { releaseKey, signManifest } from "./bundle.ts";
 import { cached, filesUnder, hashFile, hashTree } from "./cache.ts";
 import { place } from "./images.ts";
 import { needPackages } from "./packages.ts";
@@ -21,7 +23,7 @@ export async function bundleJavaScript(name: string, entryPoints: Readonly<Recor
 	});
 }
 
-async function esbuild(entryPoints: Readonly<Record<string, string>>) {
+async function esbuild(entryPoints: Readonly<Record<string, string>>, version?: string) {
 	const { outputFiles } = await build({
 		entryPoints: { ...entryPoints },
 		outdir: "/",
@@ -37,7 +39,7 @@ async function esbuild(entryPoints: Readonly<Record<string, string>>) {
 		logLevel: "silent",
 		absWorkingDir: ROOT,
 		external: ["pg-native"],
-		plugins: [englishOnly],
+		plugins: [englishOnly, ...(version === undefined ? [] : [saying(version)])],
 		// CommonJS dependencies call require, which a module does not have.
 		banner: {
 			js: 'import{createRequire as gpCreateRequire}from"node:module";const require=gpCreateRequire(import.meta.url);',
@@ -61,6 +63,17 @@ const englishOnly: Plugin = {
 		}));
 	},
 };
+
+/** Has a program say another version of itself than package.json: a second version to change to, for tests and trials. */
+const saying = (version: string): Plugin => ({
+	name: "saying",
+	setup(build) {
+		build.onLoad({ filter: /protocol\/version\.ts$/ }, () => ({
+			contents: `export const VERSION = ${JSON.stringify(version)};`,
+			loader: "js",
+		}));
+	},
+});
 
 /** The console's static files. */
 export async function consoleFiles(): Promise<string> {
@@ -102,13 +115,15 @@ async function libatomic(): Promise<string> {
  * `bin/NAME` and `lib/groundplane/libatomic.so.1`, which it finds beside itself.
  *
  * @param nodeOptions Options that Node is started with; not all of them can be given in NODE_OPTIONS.
+ * @param version What the program says of itself, if that is not the version of this repository.
  */
 export async function executable(
 	name: string,
 	entryPoint: string,
 	nodeOptions: readonly string[] = [],
+	version?: string,
 ): Promise<string> {
-	const [output] = await esbuild({ [name]: entryPoint });
+	const [output] = await esbuild({ [name]: entryPoint }, version);
 	if (output === undefined) throw new Error("esbuild gave no output");
 	const node = await strippedNode();
 	const library = await libatomic();
@@ -154,12 +169,37 @@ const agentOptions = [
 	"--v8-pool-size=1",
 ];
 
-/** The agent's Debian package, from its executable and the files in agent/package. */
-export async function agentPackage(version: string): Promise<string> {
+/**
+ * The agent's Debian package, from its executable and the files in agent/package, and beside it the signed manifest by which
+ * hosts that have an older one trust it: as a directory with `NAME.deb` and `bundles/agent/VERSION/manifest.jws`.
+ */
+export async function agentPackages(version: string): Promise<string> {
+	const deb = await agentPackage(version);
+	const key = await releaseKey();
+	return cached("agent-packages", [deb, key.publicJwk], async (directory) => {
+		await place(deb, join(directory, basename(deb)));
+		const manifest = releaseManifest.parse({
+			schema: 1,
+			name: "agent",
+			version,
+			architecture: architecture(),
+			createdAt: new Date().toISOString(),
+			components: { agent: version },
+			files: [{ path: basename(deb), kind: "package", ...(await hashFile(deb)) }],
+		} satisfies ReleaseManifest);
+		const folder = join(directory, "bundles/agent", version);
+		await mkdir(folder, { recursive: true });
+		await writeFile(join(folder, "manifest.jws"), await signManifest(manifest, key));
+	});
+}
+
+const architecture = () => (process.arch === "arm64" ? "arm64" : "amd64");
+
+async function agentPackage(version: string): Promise<string> {
 	const files = join(ROOT, "agent/package");
-	const agent = await executable("gp-agent", "agent/main.ts", agentOptions);
-	const architecture = process.arch === "arm64" ? "arm64" : "amd64";
-	const file = `groundplane-agent_${version}_${architecture}.deb`;
+	const { version: own } = JSON.parse(await readFile(join(ROOT, "package.json"), "utf8")) as { version: string };
+	const agent = await executable("gp-agent", "agent/main.ts", agentOptions, version === own ? undefined : version);
+	const file = `groundplane-agent_${version}_${architecture()}.deb`;
 	const result = await cached("package", [agent, await hashTree(files), version], (directory) =>
 		part(file, async () => {
 			await needPackages("dpkg-deb");
@@ -170,12 +210,12 @@ export async function agentPackage(version: string): Promise<string> {
 			for (const name of await readdir(join(root, "DEBIAN"))) {
 				const path = join(root, "DEBIAN", name);
 				const text = await readFile(path, "utf8");
-				await writeFile(path, text.replaceAll("@VERSION@", version).replaceAll("@ARCHITECTURE@", architecture));
+				await writeFile(path, text.replaceAll("@VERSION@", version).replaceAll("@ARCHITECTURE@", architecture()));
 				await chmod(path, text.startsWith("#!") ? 0o755 : 0o644);
 			}
-			await cp(join(agent, "lib"), join(root, "usr/lib"), { recursive: true });
-			await mkdir(join(root, "usr/bin"), { recursive: true });
-			await copyFile(join(agent, "bin/gp-agent"), join(root, "usr/bin/gp-agent"));
+			await cp(agent, join(root, "usr/lib/groundplane/agent"), { recursive: true });
+			await place(join(files, "gp-agent"), join(root, "usr/bin/gp-agent"));
+			await chmod(join(root, "usr/bin/gp-agent"), 0o755);
 			// zstd unpacks ten times faster than xz: a host is ready within seconds of the download.
 			await run("dpkg-deb", ["--root-owner-group", "-Zzstd", "-z6", "--build", root, join(directory, file)], {
 				env: { SOURCE_DATE_EPOCH: "0" },

@@ -1,5 +1,6 @@
 import { Command } from "commander";
 import { GroundplaneError } from "../../protocol/errors.ts";
+import { agentPackages } from "./javascript.ts";
 import { kubernetesBundle } from "./kubernetes.ts";
 import { minors } from "./programs.ts";
 import { buildRelease, partNames } from "./release.ts";
@@ -43,6 +44,12 @@ program
 			if (versions.length === 0 || versions.includes(minor.kubernetes))
 				process.stdout.write(`${await kubernetesBundle(minor)}\n`);
 	});
+
+program
+	.command("agent")
+	.description("build the agent's package and manifest, in this version or another, and print their directory")
+	.argument("<version>", "what the agent says of itself, such as 0.1.1")
+	.action(async (version: string) => void process.stdout.write(`${await agentPackages(version)}\n`));
 
 try {
 	await program.parseAsync();

@@ -7,7 +7,7 @@ import { packedBundle, releaseKey } from "./bundle.ts";
 import { cached, filesUnder, hashFile, hashTree, locked } from "./cache.ts";
 import { goProgram } from "./go.ts";
 import { type Image, imageArchive, place } from "./images.ts";
-import { agentPackage, bundleJavaScript, consoleFiles, executable, ROOT, strippedNode } from "./javascript.ts";
+import { agentPackages, bundleJavaScript, consoleFiles, executable, ROOT, strippedNode } from "./javascript.ts";
 import { kubernetesBundle } from "./kubernetes.ts";
 import { localPathProgram, localPathVersion, minors } from "./programs.ts";
 import { run, say } from "./run.ts";
@@ -43,8 +43,7 @@ const parts: Readonly<Record<string, (version: string, newest: boolean) => Promi
 		return executableFiles(await executable("gp", "cli/main.ts"));
 	},
 	async agent(version) {
-		const path = await agentPackage(version);
-		return { files: { [`packages/${basename(path)}`]: path } };
+		return { files: await packageFiles(version) };
 	},
 	async charts(version) {
 		const charts = await packagedCharts(version);
@@ -59,11 +58,10 @@ const parts: Readonly<Record<string, (version: string, newest: boolean) => Promi
 				if (!exists) say(`left out: the service ${name}, which has no ${path} yet`);
 				return exists;
 			});
-		const agent = await agentPackage(version);
 		return ownImage("services", version, await nodeImage(), {
 			services: await bundleJavaScript("services", Object.fromEntries(entryPoints)),
 			console: await consoleFiles(),
-			[`packages/${basename(agent)}`]: agent,
+			...(await packageFiles(version)),
 		});
 	},
 	async operator(version) {
@@ -109,6 +107,13 @@ const parts: Readonly<Record<string, (version: string, newest: boolean) => Promi
 	},
 };
 export const partNames = Object.keys(parts);
+
+/** The agent's package and its manifest, by their paths in the release. */
+async function packageFiles(version: string): Promise<Record<string, string>> {
+	const directory = await agentPackages(version);
+	const paths = await filesUnder(directory);
+	return Object.fromEntries(paths.map((path) => [`packages/${relative(directory, path)}`, path]));
+}
 
 async function nodeImage(): Promise<Image> {
 	return { folder: "node", reference: "groundplane/node:latest", files: { node: await strippedNode() } };

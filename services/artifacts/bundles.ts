@@ -2,7 +2,12 @@ import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { compactVerify, createLocalJWKSet, type JSONWebKeySet } from "jose";
 import { GroundplaneError } from "../../protocol/errors.ts";
-import { RELEASE_MANIFEST_TYPE, type ReleaseManifest, releaseManifest } from "../../protocol/release.ts";
+import {
+	RELEASE_MANIFEST_TYPE,
+	type ReleaseFile,
+	type ReleaseManifest,
+	releaseManifest,
+} from "../../protocol/release.ts";
 
 /** A bundle whose signature holds and whose files are all there. */
 export interface Bundle {
@@ -29,7 +34,7 @@ export interface Blob {
 
 /**
  * The release bundles under some roots, each with `bundles/NAME/VERSION/manifest.jws` and `blobs/sha256/HEX`, or
- * `HEX.zst` where a file is packed. What is not
+ * `HEX.zst` where a file is packed. Packages lie under their own names, since people download them too. What is not
  * signed by the release key is not served; blobs are served only when a good manifest names them. The content of blobs is
  * verified by whoever downloads them, against that manifest.
  */
@@ -136,11 +141,8 @@ async function versionsIn(root: string): Promise<{ name: string; version: string
 	return (await Promise.all(versions)).flat();
 }
 
-async function blobIn(
-	root: string,
-	{ path, sha256, size }: { path: string; sha256: string; size: number },
-): Promise<Blob> {
-	const file = join(root, "blobs", "sha256", sha256);
+async function blobIn(root: string, { path, sha256, size, kind }: ReleaseFile): Promise<Blob> {
+	const file = kind === "package" ? join(root, path) : join(root, "blobs", "sha256", sha256);
 	const sizeOf = async (name: string) => (await stat(name).catch(() => undefined))?.size;
 	if ((await sizeOf(`${file}.zst`)) !== undefined) return { path: `${file}.zst`, size, packed: true };
 	const found = await sizeOf(file);

@@ -40,7 +40,7 @@ export const artifactsService = defineService({
 	},
 	async start({ config, log, metrics, tls, internal }) {
 		const releaseJwks = jwks.parse(JSON.parse(await readFile(config.releaseJwksFile, "utf8")));
-		const bundles = await Bundles.load(config.bundleDirs, releaseJwks as never);
+		const bundles = await Bundles.load([...config.bundleDirs, config.packagesDir], releaseJwks as never);
 		const served = new Gauge({
 			name: "groundplane_bundles",
 			help: "Release bundles on disk: 1 when served, 0 when refused because of their signature or missing files.",

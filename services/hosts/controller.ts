@@ -9,6 +9,7 @@ import type { DownMessage } from "../../protocol/messages.ts";
 import type { Log } from "../kit/log.ts";
 import { type Counter, Gauge, type Metrics } from "../kit/metrics.ts";
 import { backoffMs } from "../kit/retry.ts";
+import { type AgentsPlan, agentOf, planAgents } from "./agents.ts";
 import {
 	contentOf,
 	type DesiredStateSigner,
@@ -28,6 +29,9 @@ export interface HostsControllerOptions {
 	readonly inventory: Inventory;
 	readonly signer: DesiredStateSigner;
 	readonly lifetimeMs: number;
+	/** The version of the agent that the region serves, and how often to look which host is told next to have it. */
+	readonly agentVersion: string;
+	readonly agentsMs: number;
 	/** Sends a message to a host; nobody may be there to hear it. */
 	readonly send: (host: string, message: DownMessage) => void;
 	/** Closes a host's tunnels for good and drops what the bus still holds of it. */
@@ -48,8 +52,8 @@ interface Sent {
 
 /** Reports come in bursts; the status is written once for all of them. */
 const DEBOUNCE_MS = 250;
-/** How long the first status of a machine that has enrolled waits for its tunnel. */
-const FIRST_DIAL_MS = 5_000;
+/** How long the first status of a machine that has enrolled waits for its tunnel and its first acknowledgement. */
+const ARRIVAL_MS = 5_000;
 /** Every Host is looked at again after this long; machines without a Host more often. */
 const RESYNC_MS = 3_600_000;
 const SWEEP_MS = 10 * 60_000;
@@ -73,6 +77,8 @@ export class HostsController {
 	readonly #written = new WeakMap<Host, Written>();
 	/** When a minor change of a status is to be written. */
 	readonly #minorDue = new Map<string, number>();
+	/** How far the hosts have come to the region's version of the agent. */
+	#agents: AgentsPlan = { tell: [], underWay: 0, failed: [], stopped: false };
 
 	constructor(options: HostsControllerOptions) {
 		this.#options = options;
@@ -106,6 +112,17 @@ export class HostsController {
 			registers: [options.metrics.registry],
 			collect: async () => this.#countHosts(),
 		});
+		const agents = () => this.#agents;
+		new Gauge({
+			name: "groundplane_agent_updates",
+			help: "Hosts that were told to change their agent's version: under way, and failed.",
+			labelNames: ["state"],
+			registers: [options.metrics.registry],
+			collect() {
+				this.set({ state: "under-way" }, agents().underWay);
+				this.set({ state: "failed" }, agents().failed.length);
+			},
+		});
 	}
 
 	/** Something is new about a host, to be looked at in `delay` milliseconds. */
@@ -123,7 +140,20 @@ export class HostsController {
 	}
 
 	async run(signal: AbortSignal): Promise<void> {
-		await Promise.all([this.#reflector.run(signal), this.#controller.run(signal), this.#sweep(signal)]);
+		const { log, agentsMs } = this.#options;
+		const every = async (ms: number, what: string, work: () => Promise<void>) => {
+			await this.#reflector.waitForSync(signal).catch(() => undefined);
+			while (!signal.aborted) {
+				await work().catch((err: unknown) => log.warn({ err }, `can't ${what}; trying again later`));
+				await delay(ms, undefined, { signal }).catch(() => undefined);
+			}
+		};
+		await Promise.all([
+			this.#reflector.run(signal),
+			this.#controller.run(signal),
+			every(SWEEP_MS, "go through the inventory", () => this.#sweep()),
+			every(agentsMs, "look after the agents' versions", () => this.#rollAgents()),
+		]);
 	}
 
 	async #reconcile(name: string, signal: AbortSignal): Promise<{ requeueAfter?: number }> {
@@ -161,7 +191,8 @@ export class HostsController {
 		if (last && objectGeneration < last.objectGeneration) return { current: machine, requeueAfter: 1_000 };
 		let content: ReturnType<typeof contentOf>;
 		try {
-			content = contentOf(host, await this.#secrets(host, signal));
+			const agent = agentOf(host, machine.agentOffer, this.#options.agentVersion);
+			content = contentOf(host, await this.#secrets(host, signal), agent);
 		} catch (error) {
 			return { current: machine, problem: asGroundplaneError(error) };
 		}
@@ -229,8 +260,8 @@ export class HostsController {
 		problem: GroundplaneError | undefined,
 		signal: AbortSignal,
 	): Promise<number | undefined> {
-		const { kube, now } = this.#options;
-		const status = statusOf(host, machine, { problem, now });
+		const { kube, agentVersion: target, now } = this.#options;
+		const status = statusOf(host, machine, { problem, agents: { target, ...this.#agents }, now });
 		const { name, namespace, uid } = host.metadata;
 		const written = this.#written.get(host) ?? writtenOf(ownPart(host.status));
 		const wanted = writtenOf(status);
@@ -238,9 +269,10 @@ export class HostsController {
 			this.#minorDue.delete(name);
 			return undefined;
 		}
-		// A machine that has just enrolled dials in a moment: one status for both.
-		const age = machine && !machine.link ? now() - machine.enrolledAt.getTime() : Number.POSITIVE_INFINITY;
-		if (age < FIRST_DIAL_MS) return FIRST_DIAL_MS - age;
+		// A machine that has just enrolled dials in a moment and takes its first document: one status for all of it.
+		const isArriving = machine !== undefined && (machine.link === undefined || machine.accepted === undefined);
+		const age = isArriving ? now() - machine.enrolledAt.getTime() : Number.POSITIVE_INFINITY;
+		if (age < ARRIVAL_MS) return ARRIVAL_MS - age;
 		if (wanted.major === written.major) {
 			const waitMs = this.#minorWait(name);
 			if (waitMs > 0) return waitMs;
@@ -275,18 +307,25 @@ export class HostsController {
 	}
 
 	/** Machines whose Host went while nobody watched. */
-	async #sweep(signal: AbortSignal): Promise<void> {
-		const { inventory, log } = this.#options;
-		await this.#reflector.waitForSync(signal).catch(() => undefined);
-		while (!signal.aborted) {
-			try {
-				for (const { name, uid } of await inventory.identities()) {
-					if (this.host(name)?.metadata.uid !== uid) this.changed(name);
-				}
-			} catch (err) {
-				log.warn({ err }, "can't go through the inventory; trying again later");
-			}
-			await delay(SWEEP_MS, undefined, { signal }).catch(() => undefined);
+	async #sweep(): Promise<void> {
+		for (const { name, uid } of await this.#options.inventory.identities()) {
+			if (this.host(name)?.metadata.uid !== uid) this.changed(name);
+		}
+	}
+
+	/** Tells the next hosts to take the region's version of the agent. */
+	async #rollAgents(): Promise<void> {
+		const { inventory, agentVersion: target, log, now } = this.#options;
+		const agents = await inventory.agents(target);
+		const plan = planAgents({ target, ...agents, hostOf: (name) => this.host(name), now: now() });
+		if (plan.stopped && !this.#agents.stopped) {
+			log.error({ version: target, failed: plan.failed }, "no further host is told to take this version of the agent");
+		}
+		this.#agents = plan;
+		for (const { name, retry } of plan.tell) {
+			await inventory.offerAgent(name, { version: target, retry, at: new Date(now()).toISOString() });
+			log.info({ host: name, version: target }, "told a host to take the region's version of the agent");
+			this.changed(name);
 		}
 	}
 

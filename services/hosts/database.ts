@@ -1,6 +1,7 @@
 import type { ColumnType, Kysely, Migration } from "kysely";
 import { sql } from "kysely";
-import type { HostCheck, HostFacts, RoleStatus } from "../../protocol/facts.ts";
+import type { AgentUpdate, HostCheck, HostFacts, RoleStatus } from "../../protocol/facts.ts";
+import type { AgentOffer } from "./agents.ts";
 
 /** A point in time: PostgreSQL gives a Date. */
 type Time = ColumnType<Date, Date | string, Date | string>;
@@ -56,6 +57,10 @@ export interface HostTable {
 	uid: string;
 	enrolled_at: TimeOfInsert;
 	agent_version: string;
+	/** Where the agent stands with another version of itself; null when it can't change its version. */
+	agent_update: Json<AgentUpdate> | null;
+	/** The version that it was told to have. */
+	agent_offer: Json<AgentOffer> | null;
 	facts: Json<HostFacts>;
 	checks: Json<HostCheck[]>;
 	certificate_not_after: Time;
@@ -168,6 +173,11 @@ export const migrations: Record<string, Migration> = {
 	"002-accepted-epoch": {
 		async up(db: Kysely<unknown>) {
 			await sql`ALTER TABLE hosts ADD COLUMN accepted_epoch bigint`.execute(db);
+		},
+	},
+	"003-agent-versions": {
+		async up(db: Kysely<unknown>) {
+			await sql`ALTER TABLE hosts ADD COLUMN agent_update jsonb, ADD COLUMN agent_offer jsonb`.execute(db);
 		},
 	},
 };

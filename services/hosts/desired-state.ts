@@ -12,7 +12,7 @@ import type { Document } from "./inventory.ts";
 export const EPOCH = "groundplane.io/epoch";
 
 /** What a document says, apart from numbers and times. */
-export type Content = Pick<DesiredState, "epoch" | "paused" | "roles">;
+export type Content = Pick<DesiredState, "epoch" | "paused" | "roles" | "agent">;
 
 /** Decoded content of the Secrets that the host's roles name, by name. */
 export type RoleSecrets = ReadonlyMap<string, Readonly<Record<string, string>>>;
@@ -27,13 +27,13 @@ export function secretNames(host: Host): string[] {
  * What a Host's document says. A host that is being deleted gets an empty one, so that its agent takes everything away, even
  * in maintenance; one that isn't approved is told nothing.
  */
-export function contentOf(host: Host, secrets: RoleSecrets): Content {
+export function contentOf(host: Host, secrets: RoleSecrets, agent?: Content["agent"]): Content {
 	const annotated = Number(host.metadata.annotations?.[EPOCH] ?? 0);
 	const epoch = Number.isSafeInteger(annotated) && annotated >= 0 ? annotated : 0;
 	const deleting = host.metadata.deletionTimestamp !== undefined;
 	if (deleting) return { epoch, paused: false, roles: [] };
 	const roles = gets(host) ? host.spec.roles.map((role) => withSecret(role, secrets)) : [];
-	return { epoch, paused: !host.spec.approved || host.spec.maintenance, roles };
+	return { epoch, paused: !host.spec.approved || host.spec.maintenance, roles, ...(agent && { agent }) };
 }
 
 const gets = (host: Host) => host.spec.approved && host.metadata.deletionTimestamp === undefined;
@@ -143,6 +143,7 @@ export class DesiredStateSigner {
 			validUntil: validUntil.getTime() / 1000,
 			paused: content.paused,
 			roles: content.roles,
+			...(content.agent && { agent: content.agent }),
 			...(peers.length > 0 && { peers: [...peers] }),
 		};
 		return new CompactSign(Buffer.from(JSON.stringify(state)))

@@ -1,7 +1,8 @@
 import { type Kysely, type Selectable, sql, type Transaction } from "kysely";
 import type { ErrorCode } from "../../protocol/errors.ts";
-import type { HostCheck, HostFacts, RoleStatus } from "../../protocol/facts.ts";
+import type { AgentUpdate, HostCheck, HostFacts, RoleStatus } from "../../protocol/facts.ts";
 import type { UpMessage } from "../../protocol/messages.ts";
+import type { AgentOffer, OutdatedAgent } from "./agents.ts";
 import { type CertificateRequest, type IssuedCertificate, normalSerial } from "./certificate-authority.ts";
 import type { DocumentTable, HostsDatabase, HostTable, Link, Refusal } from "./database.ts";
 
@@ -12,6 +13,8 @@ export interface HostRecord {
 	readonly uid: string;
 	readonly enrolledAt: Date;
 	readonly agentVersion: string;
+	readonly agentUpdate?: AgentUpdate;
+	readonly agentOffer?: AgentOffer;
 	readonly facts: HostFacts;
 	readonly checks: readonly HostCheck[];
 	readonly certificateNotAfter: Date;
@@ -142,6 +145,40 @@ export class Inventory {
 			}
 		}
 		return { known, changed };
+	}
+
+	/** Hosts whose agent has another version than `target` or is trying it, how many came to it because they were told, and how many there are. */
+	async agents(target: string): Promise<{ outdated: OutdatedAgent[]; succeeded: number; total: number }> {
+		const { rows } = await sql<{ total: string; succeeded: string }>`
+			SELECT count(*) AS total,
+				count(*) FILTER (WHERE agent_version = ${target} AND agent_offer->>'version' = ${target}
+					AND agent_update->>'phase' <> 'Trying') AS succeeded
+			FROM hosts`.execute(this.#db);
+		const outdated = await this.#db
+			.selectFrom("hosts")
+			.select(["name", "agent_version", "agent_update", "agent_offer", "link"])
+			.where(sql<boolean>`(agent_version <> ${target} OR agent_update->>'phase' = 'Trying')`)
+			.execute();
+		return {
+			total: Number(rows[0]?.total ?? 0),
+			succeeded: Number(rows[0]?.succeeded ?? 0),
+			outdated: outdated.map(({ name, agent_version, agent_update, agent_offer, link }) => ({
+				name,
+				version: agent_version,
+				update: agent_update ?? undefined,
+				offer: agent_offer ?? undefined,
+				connected: link?.state === "connected",
+			})),
+		};
+	}
+
+	/** Keeps that a host is told to have a version of the agent. */
+	async offerAgent(name: string, offer: AgentOffer): Promise<void> {
+		await this.#db
+			.updateTable("hosts")
+			.set({ agent_offer: JSON.stringify(offer) })
+			.where("name", "=", name)
+			.execute();
 	}
 
 	/** Keeps what gateways say of tunnels, in this order, unless an older tunnel speaks up. */
@@ -280,10 +317,10 @@ export const isSameTunnel = (known: Link | null, next: Link): boolean =>
 const kinds: readonly { type: Report["type"]; columns: string; set: string; differs: string }[] = [
 	{
 		type: "facts",
-		columns: "agent_version text, facts jsonb, checks jsonb, certificate_not_after timestamptz",
-		set: "agent_version = r.agent_version, facts = r.facts, checks = r.checks, certificate_not_after = r.certificate_not_after",
-		differs:
-			"(h.agent_version, h.facts, h.checks, h.certificate_not_after) IS DISTINCT FROM (r.agent_version, r.facts, r.checks, r.certificate_not_after)",
+		columns: "agent_version text, agent_update jsonb, facts jsonb, checks jsonb, certificate_not_after timestamptz",
+		set: "agent_version = r.agent_version, agent_update = r.agent_update, facts = r.facts, checks = r.checks, certificate_not_after = r.certificate_not_after",
+		differs: `(h.agent_version, h.agent_update, h.facts, h.checks, h.certificate_not_after)
+			IS DISTINCT FROM (r.agent_version, r.agent_update, r.facts, r.checks, r.certificate_not_after)`,
 	},
 	{
 		type: "roles",
@@ -305,8 +342,9 @@ const kinds: readonly { type: Report["type"]; columns: string; set: string; diff
 function rowOf(message: Report): object {
 	switch (message.type) {
 		case "facts": {
-			const { agentVersion, facts, checks, certificateNotAfter } = message;
-			return { agent_version: agentVersion, facts, checks, certificate_not_after: certificateNotAfter };
+			const { agentVersion, agentUpdate, facts, checks, certificateNotAfter } = message;
+			const agent = { agent_version: agentVersion, agent_update: agentUpdate };
+			return { ...agent, facts, checks, certificate_not_after: certificateNotAfter };
 		}
 		case "roles":
 			return { roles: message.roles, generation: message.generation };
@@ -331,6 +369,8 @@ function record(row: Selectable<HostTable>, documents: readonly DocumentRow[]): 
 		uid: row.uid,
 		enrolledAt: row.enrolled_at,
 		agentVersion: row.agent_version,
+		...(row.agent_update && { agentUpdate: row.agent_update }),
+		...(row.agent_offer && { agentOffer: row.agent_offer }),
 		facts: row.facts,
 		checks: row.checks,
 		certificateNotAfter: row.certificate_not_after,

@@ -4,6 +4,7 @@ import { KubeClient } from "../../operator/kube/client.ts";
 import { loadKubeConfig } from "../../operator/kube/config.ts";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { enrollRequest, enrollResponse } from "../../protocol/messages.ts";
+import { VERSION } from "../../protocol/version.ts";
 import { createAuth, requireService } from "../kit/auth.ts";
 import { connectBus } from "../kit/bus.ts";
 import { busConfig, databaseConfig, durationVariable } from "../kit/config.ts";
@@ -31,6 +32,10 @@ const config = {
 	desiredStateLifetime: durationVariable.prefault("168h"),
 	/** How often to look for tunnels whose gateway has died. */
 	probeInterval: durationVariable.prefault("20s"),
+	/** The version of the agent that hosts are told to have: that of the release which this service is of. */
+	agentVersion: z.string().default(VERSION),
+	/** How often to look which hosts are told next. */
+	agentRollInterval: durationVariable.prefault("30s"),
 };
 type Context = ServiceContext<
 	z.output<z.ZodObject<typeof config>> & {
@@ -80,6 +85,8 @@ export const hostsService = defineService({
 			inventory,
 			signer,
 			lifetimeMs: config.desiredStateLifetime,
+			agentVersion: config.agentVersion,
+			agentsMs: config.agentRollInterval,
 			send: (host, message) => reports.send(host, message),
 			farewell: (host) => reports.farewell(host),
 			log,

@@ -3,6 +3,7 @@ import type { Host, HostStatus } from "../../crds/host.ts";
 import { type NewCondition, setConditions } from "../../operator/kube/conditions.ts";
 import type { GroundplaneError } from "../../protocol/errors.ts";
 import type { RoleStatus } from "../../protocol/facts.ts";
+import { type AgentsPlan, agentUpToDate } from "./agents.ts";
 import type { HostRecord } from "./inventory.ts";
 
 /** The part of a Host's status that this service writes. */
@@ -11,24 +12,39 @@ export type OwnStatus = Pick<
 	"facts" | "checks" | "agent" | "connection" | "desiredState" | "cluster" | "roles" | "conditions"
 >;
 
-const OWN_CONDITIONS = ["Connected", "Prerequisites", "RolesApplied"];
+const OWN_CONDITIONS = ["Connected", "Prerequisites", "RolesApplied", "AgentUpToDate"];
 const OWN_FIELDS = ["facts", "checks", "agent", "connection", "desiredState", "cluster", "roles"] as const;
 
 /** RFC 3339 to the second, as Kubernetes writes times. */
 const time = (date: Date) => date.toISOString().replace(/\.\d+Z$/, "Z");
 
+export interface StatusContext {
+	/** What keeps the desired state from being signed. */
+	readonly problem?: GroundplaneError | undefined;
+	/** The region's version of the agent, and how far its hosts have come. */
+	readonly agents?: ({ readonly target: string } & Pick<AgentsPlan, "failed" | "stopped">) | undefined;
+	readonly now: () => number;
+}
+
 /**
  * What is known of a machine, as the status of its Host. Pure: the same knowledge gives the same status, so that nothing is
- * written unless something changed. `problem` is what keeps the desired state from being signed.
+ * written unless something changed.
  */
 export function statusOf(
 	host: Host,
 	machine: HostRecord | undefined,
-	{ problem, now }: { problem?: GroundplaneError | undefined; now: () => number },
+	{ problem, agents, now }: StatusContext,
 ): OwnStatus {
+	const upToDate = machine && agents && agentUpToDate(host, machine, agents);
+
 	const conditions = setConditions(
 		ownConditions(host.status?.conditions),
-		[connected(machine), prerequisites(machine), rolesApplied(host, machine, problem)].map((condition) => ({
+		[
+			connected(machine),
+			prerequisites(machine),
+			rolesApplied(host, machine, problem),
+			...(upToDate ? [upToDate] : []),
+		].map((condition) => ({
 			...condition,
 			...(host.metadata.generation !== undefined && { observedGeneration: host.metadata.generation }),
 		})),
@@ -39,7 +55,11 @@ export function statusOf(
 		...(machine && {
 			facts: machine.facts,
 			checks: [...machine.checks],
-			agent: { version: machine.agentVersion, certificateNotAfter: time(machine.certificateNotAfter) },
+			agent: {
+				version: machine.agentVersion,
+				certificateNotAfter: time(machine.certificateNotAfter),
+				...(machine.agentUpdate && { update: machine.agentUpdate }),
+			},
 			...connection(machine),
 			...desiredState(machine),
 			...(machine.roles && { roles: machine.roles.list.map(role) }),

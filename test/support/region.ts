@@ -39,6 +39,8 @@ export interface TestRegion {
 	readonly url: (service: string) => string;
 	/** Directory of files that go with the region. */
 	readonly directory: string;
+	/** Ends a service and starts it anew, with other values in its environment, as when the region gets another release. */
+	restart(service: string, env: Readonly<Record<string, string>>): Promise<void>;
 	close(): Promise<void>;
 }
 
@@ -52,7 +54,10 @@ function backendOf(path: string): "auth" | "hosts" | "clusters" | "artifacts" | 
 }
 
 /** Starts PostgreSQL, NATS, an API server and the services auth, hosts, clusters and artifacts behind one front. */
-export async function startRegion(name = "test"): Promise<TestRegion> {
+export async function startRegion(
+	name = "test",
+	more: Readonly<Record<string, Readonly<Record<string, string>>>> = {},
+): Promise<TestRegion> {
 	const namespace = `region-${name}`;
 	const directory = await mkdtemp(join(tmpdir(), "gp-region-"));
 	const [postgres, nats, apiserver] = await Promise.all([startPostgres(), startNats(), startApiServer()]);
@@ -80,6 +85,7 @@ export async function startRegion(name = "test"): Promise<TestRegion> {
 	});
 
 	const running = new Map<string, RunningService>();
+	const started = new Map<string, { restart: (env: Readonly<Record<string, string>>) => Promise<void> }>();
 	const stop = new AbortController();
 	const url = (service: string) => `https://127.0.0.1:${running.get(service)?.port}`;
 	const start = async (definition: ServiceDefinition, env: Readonly<Record<string, string>>) => {
@@ -95,13 +101,22 @@ export async function startRegion(name = "test"): Promise<TestRegion> {
 			...(running.has("auth") && { JWKS_URL: `${url("auth")}/auth/jwks` }),
 		};
 		const log = createLog(definition.name, process.env.LOG_LEVEL ?? "silent");
+		const own = new AbortController();
 		const options = {
-			env: { ...common, ...env },
-			signal: stop.signal,
+			env: { ...common, ...env, ...more[definition.name] },
+			signal: AbortSignal.any([stop.signal, own.signal]),
 			log,
 			lameDuckMs: 0,
 		};
-		running.set(definition.name, await startService(definition, options));
+		const service = await startService(definition, options);
+		running.set(definition.name, service);
+		started.set(definition.name, {
+			async restart(changed) {
+				own.abort();
+				await service.stopped;
+				await start(definition, { ...env, ...changed });
+			},
+		});
 	};
 	const database = async (service: string) => `${await postgres.createDatabase(service)}?sslmode=disable`;
 
@@ -169,6 +184,7 @@ export async function startRegion(name = "test"): Promise<TestRegion> {
 		certificates,
 		url,
 		directory,
+		restart: async (service, env) => started.get(service)?.restart(env),
 		async close() {
 			stop.abort();
 			front.closeAllConnections();
