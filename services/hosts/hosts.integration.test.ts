@@ -123,7 +123,12 @@ async function startWorld() {
 		url,
 		publicJwk,
 		async restart() {
+			await this.during(async () => {});
+		},
+		/** Restarts the service, and does something while there is none. */
+		async during(work: () => Promise<void>) {
 			await service.end();
+			await work();
 			service = await start();
 		},
 		async api(method: string, path: string, json?: unknown, role = "operator") {
@@ -686,6 +691,38 @@ describe("a host's life", () => {
 		);
 		await eventually(async () => documents.length > 0, "the document after the restarts");
 	});
+
+	test("a NATS that has lost its disk gets its streams back, and what is said on them is heard", async () => {
+		const linked = async () =>
+			(await world.database.query("SELECT link->>'gateway' AS gateway FROM hosts WHERE name = $1", [name])).rows[0]
+				?.gateway;
+		await world.nats.stop("kill");
+		await rm(world.nats.store, { recursive: true, force: true });
+		await world.nats.start();
+		await eventually(
+			async () => {
+				world.link(name, { state: "connected", gateway: "tunnel-2", epoch: 7 });
+				await delay(500);
+				return (await linked()) === "tunnel-2";
+			},
+			"the report after the loss",
+			60_000,
+		);
+	}, 90_000);
+
+	test("a tunnel that was left before the hosts service heard of the new one is not taken for it", async () => {
+		await world.during(async () => {
+			world.link(name, { state: "connected", gateway: "tunnel-1", epoch: 9 });
+			world.link(name, { state: "disconnected", gateway: "tunnel-2", epoch: 8, reason: "TunnelClosed" });
+			await world.nc.flush();
+		});
+		await eventually(
+			async () => (await world.host(name))?.status?.connection?.gateway === "tunnel-1",
+			"the new gateway",
+			40_000,
+		);
+		expect((await world.host(name))?.status?.connection?.state).toBe("Connected");
+	}, 60_000);
 
 	test("what an older version has left on the bus is taken over", async () => {
 		const jsm = await jetstreamManager(world.nc);

@@ -36,6 +36,8 @@ const FULL_ROUNDS = 2;
 const GRACE_MS = 3_000;
 /** Most messages that are kept in one go. */
 const BATCH = 128;
+/** When a report that could not be kept comes again. */
+const AGAIN_MS = 5_000;
 /** SQLSTATE class 22: PostgreSQL can't take the value, now or later. */
 const BAD_VALUE = /^22/;
 
@@ -123,13 +125,14 @@ export class Reports {
 	 * that a gateway which died does not hold), and a few more in turn. One that is not held makes all of its gateway suspect.
 	 */
 	async #findLost(signal: AbortSignal): Promise<void> {
-		const { inventory, log, probeMs } = this.#options;
+		const { bus, inventory, log, probeMs } = this.#options;
 		let suspects = new Set<string>();
 		let turn = "";
 		let full = FULL_ROUNDS;
-		void this.#onBusBack(() => {
+		const forget = bus.onReturn(() => {
 			full = FULL_ROUNDS;
 		});
+		signal.addEventListener("abort", forget, { once: true });
 		while (!signal.aborted) {
 			await delay(probeMs, undefined, { signal }).catch(() => undefined);
 			if (signal.aborted) return;
@@ -160,11 +163,6 @@ export class Reports {
 	/** So many that a slow round comes past ten thousand hosts; fewer are done sooner. */
 	get #turnSize(): number {
 		return Math.ceil((10_000 * this.#options.probeMs) / SLOW_ROUND_MS);
-	}
-
-	/** Calls `back` each time the bus was away and is there again. */
-	async #onBusBack(back: () => void): Promise<void> {
-		for await (const status of this.#options.bus.nc.status()) if (status.type === "reconnect") back();
 	}
 
 	async #lose({ name, link }: Tunnel): Promise<void> {
@@ -218,7 +216,10 @@ export class Reports {
 		signal.addEventListener("abort", () => subscription.unsubscribe(), { once: true });
 	}
 
-	/** Pulls from a stream through a durable consumer. Messages are about states: those of one host may overtake each other's types. */
+	/**
+	 * Pulls from a stream through a durable consumer. Messages are about states: those of one host may overtake each other's types.
+	 * A bus that was away may have lost stream and consumer: both are seen to again then, and whenever one of them is missing.
+	 */
 	async #consume<T>(
 		stream: string,
 		signal: AbortSignal,
@@ -231,9 +232,11 @@ export class Reports {
 				await ensureHostStreams(bus);
 				await this.#ensureConsumer(stream);
 				const consumer = await bus.js.consumers.get(stream, CONSUMER);
-				const messages = await consumer.consume({ max_messages: 2 * BATCH });
+				const messages = await consumer.consume({ max_messages: 2 * BATCH, abort_on_missing_resource: true });
 				const stop = () => messages.stop();
 				signal.addEventListener("abort", stop, { once: true });
+				const forget = bus.onReturn(stop);
+				if (signal.aborted) stop();
 				try {
 					for await (const batch of inBatches(messages, BATCH)) {
 						await this.#take(
@@ -243,6 +246,8 @@ export class Reports {
 					}
 				} finally {
 					signal.removeEventListener("abort", stop);
+					forget();
+					messages.stop();
 				}
 			} catch (err) {
 				if (!signal.aborted) log.warn({ err, stream }, "can't read from the bus; trying again");
@@ -305,10 +310,16 @@ export class Reports {
 		}
 	}
 
+	/**
+	 * A report to be kept when it comes again. It may be kept already, since a database that goes away may take its answer along:
+	 * then it says nothing new the next time, so the host is looked at in any case.
+	 */
 	#later({ message, host, type }: Pick<Incoming<unknown>, "message" | "host" | "type">, error: unknown): void {
+		const { log, changed } = this.#options;
 		this.#received.inc({ type, result: asGroundplaneError(error).code });
-		this.#options.log.warn({ err: error, host, type }, "can't keep a report now; it comes again");
-		message.nak(5_000);
+		log.warn({ err: error, host, type }, "can't keep a report now; it comes again");
+		message.nak(AGAIN_MS);
+		changed(host, AGAIN_MS);
 	}
 
 	#drop({ message, host, type }: Pick<Incoming<unknown>, "message" | "host" | "type">, error: unknown): void {

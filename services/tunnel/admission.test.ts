@@ -37,6 +37,14 @@ test("a host that nobody knows is told to come back after three seconds without 
 	expect(asked.length).toBeLessThan(8);
 });
 
+test("what the hosts service can't look up is no answer: who was admitted stays, who is unknown comes back", async () => {
+	const away = { admitted: false, reason: "DatabaseUnavailable", message: "The database can't be reached." };
+	const { admission } = startAdmission([{ admitted: true }, ...Array.from({ length: 100 }, () => away)]);
+	await admission.admit("a", "1");
+	await admission.admit("a", "1", { fresh: true });
+	await expect(admission.admit("b", "1")).rejects.toMatchObject({ code: "BusUnavailable" });
+});
+
 test("one that was admitted lately stays welcome at once, and a refusal counts for a moment", async () => {
 	const { admission, asked, wait } = startAdmission([
 		{ admitted: true },

@@ -49,7 +49,7 @@ export class Admission {
 		if (!fresh && known && age < (known.verdict.admitted ? FRESH_MS : REFUSED_MS)) return judge(host, known.verdict);
 		let answer: Verdict;
 		try {
-			answer = verdict.parse(await this.#askPatiently(host, serial, known?.verdict.admitted ? 0 : PATIENCE_MS));
+			answer = await this.#askPatiently(host, serial, known?.verdict.admitted ? 0 : PATIENCE_MS);
 		} catch (cause) {
 			if (known?.verdict.admitted && age < KNOWN_MS) return;
 			throw new GroundplaneError("BusUnavailable", "the region can't check this host's certificate at the moment", {
@@ -62,11 +62,13 @@ export class Admission {
 	}
 
 	/** Asks until somebody answers or `ms` are over, ever more seldom and with jitter. */
-	async #askPatiently(host: string, serial: string, ms: number): Promise<unknown> {
+	async #askPatiently(host: string, serial: string, ms: number): Promise<Verdict> {
 		const end = this.#now() + ms;
 		for (let attempt = 0; ; attempt++) {
 			try {
-				return await this.#ask(host, serial);
+				const answer = verdict.parse(await this.#ask(host, serial));
+				if (answer.admitted || !isFault(answer.reason)) return answer;
+				throw new Error(answer.message ?? answer.reason);
 			} catch (error) {
 				const pause = ASK_AGAIN_MS * 2 ** attempt * (0.5 + Math.random());
 				if (this.#now() + pause > end) throw error;
@@ -87,6 +89,9 @@ export class Admission {
 		}
 	}
 }
+
+/** Whether a "no" says something of the one who was asked (its database is away), and nothing of the host. */
+const isFault = (reason: ErrorCode = "Forbidden"): boolean => errorCodes[reason] >= 500;
 
 function judge(host: string, { admitted, reason, message }: Verdict): void {
 	if (admitted) return;

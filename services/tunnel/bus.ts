@@ -34,7 +34,7 @@ export class NatsGatewayBus implements GatewayBus {
 		log,
 	}: { bus: Bus; kv: KV; gateway: string; address: () => string; log: Log }) {
 		this.#bus = bus;
-		this.routes = new Routes(kv, log);
+		this.routes = new Routes(kv, bus, log);
 		this.#gateway = gateway;
 		this.#address = address;
 		this.#log = log;
@@ -96,10 +96,5 @@ export class NatsGatewayBus implements GatewayBus {
 				}
 			},
 		});
-	}
-
-	/** Calls `back` each time the bus was away and is there again. */
-	async onReconnect(back: () => void): Promise<void> {
-		for await (const status of this.#bus.nc.status()) if (status.type === "reconnect") back();
 	}
 }

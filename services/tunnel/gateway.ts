@@ -73,6 +73,8 @@ interface Connection extends Peer {
 	refused: number;
 	/** It was told to go elsewhere, so its end is no fault. */
 	told: boolean;
+	/** Its events so far: one goes out after the other, since the bus keeps the one that came last. */
+	events: Promise<void>;
 }
 
 /** Why a host's tunnels ended here. */
@@ -109,6 +111,8 @@ const QUEUED_BUDGET = 64 * 1024 * 1024;
 const OPENS = { perSecond: 20, burst: 100 };
 const MAX_ARTIFACTS = 16;
 const MAX_REFUSED = 1_000;
+/** Times that the bus is told again that a host has gone. */
+const GONE_TRIES = 5;
 /** Hosts that are asked about at once after the bus was away. */
 const RESYNCHRONIZE_AT_ONCE = 32;
 /** Ends of a host's tunnels that are remembered, and for how long. */
@@ -444,6 +448,7 @@ export class Gateway {
 			opens: new Bucket(OPENS),
 			refused: 0,
 			told: false,
+			events: Promise.resolve(),
 		};
 		// Who is known by HELLO alone, or was cut while it came in, is asked about before anything is done for it.
 		const admitted =
@@ -604,10 +609,7 @@ export class Gateway {
 				return;
 			} catch (err) {
 				this.#options.log.warn({ host, err }, "the bus did not take the host's route; trying again");
-				const pause = new Promise((resolve) =>
-					setTimeout(resolve, 500 + Math.random() * Math.min(15_000, 500 * 2 ** attempt)),
-				);
-				await Promise.race([pause, session.closed]);
+				await Promise.race([pauseBefore(attempt), session.closed]);
 			}
 		}
 	}
@@ -627,11 +629,30 @@ export class Gateway {
 		session.close(new GroundplaneError(reason, message, { next: "Enrol the host again." }));
 	}
 
-	async #publishLink(connection: Connection, state: LinkEvent["state"], reason?: string): Promise<void> {
-		const { host, epoch, address } = connection;
-		await this.#options.bus
-			.publishLink(host, { state, epoch, address, ...(reason && { reason }), at: new Date().toISOString() })
-			.catch((err: unknown) => this.#options.log.warn({ host, state, err }, "the bus did not take a link event"));
+	#publishLink(connection: Connection, state: LinkEvent["state"], reason?: string): Promise<void> {
+		connection.events = connection.events.then(() => this.#sayLink(connection, state, reason));
+		return connection.events;
+	}
+
+	/**
+	 * Tells the bus of a tunnel until it takes it, as long as it is true. Nobody else would tell that a host is here; that one has gone
+	 * the hosts service finds out by itself, so that is not told for ever.
+	 */
+	async #sayLink(connection: Connection, state: LinkEvent["state"], reason?: string): Promise<void> {
+		const { host, address, session } = connection;
+		const at = new Date().toISOString();
+		const isTrue = () => (state === "connected" ? this.#current.get(host) === connection : !this.#current.has(host));
+		for (let attempt = 0; isTrue(); attempt++) {
+			try {
+				const { epoch } = connection;
+				await this.#options.bus.publishLink(host, { state, epoch, address, ...(reason && { reason }), at });
+				return;
+			} catch (err) {
+				this.#options.log.warn({ host, state, err }, "the bus did not take a link event");
+			}
+			if (state === "disconnected" && (this.#leaving || attempt >= GONE_TRIES)) return;
+			await Promise.race(state === "connected" ? [pauseBefore(attempt), session.closed] : [pauseBefore(attempt)]);
+		}
 	}
 
 	#retire(connection: Connection, message: string): void {
@@ -665,6 +686,9 @@ export function notConnected(host: string): GroundplaneError {
 		next: "Look at the Host's condition Connected, and at the agent on the host: gp-agent status.",
 	});
 }
+
+/** Before the bus is told again what it did not take. */
+const pauseBefore = (attempt: number) => delay(500 + Math.random() * Math.min(15_000, 500 * 2 ** attempt));
 
 const badCertificate = (message: string) =>
 	new GroundplaneError("CertificateInvalid", message, { next: "Enrol the host again with a new join command." });

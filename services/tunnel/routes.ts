@@ -2,6 +2,7 @@ import { EventEmitter } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import type { KV } from "@nats-io/kv";
 import { z } from "zod";
+import type { Bus } from "../kit/bus.ts";
 import type { Log } from "../kit/log.ts";
 import { backoffMs } from "../kit/retry.ts";
 
@@ -24,6 +25,7 @@ const MOVING_MS = 3_000;
  */
 export class Routes {
 	readonly #kv: KV;
+	readonly #bus: Pick<Bus, "onReturn">;
 	readonly #log: Log;
 	readonly #known = new Map<string, Route>();
 	/** When the routes of hosts have changed; the oldest first. */
@@ -32,8 +34,9 @@ export class Routes {
 	readonly #lost = new Map<string, string>();
 	readonly #changes = new EventEmitter<{ put: [host: string] }>().setMaxListeners(0);
 
-	constructor(kv: KV, log: Log) {
+	constructor(kv: KV, bus: Pick<Bus, "onReturn">, log: Log) {
 		this.#kv = kv;
+		this.#bus = bus;
 		this.#log = log;
 	}
 
@@ -69,13 +72,21 @@ export class Routes {
 		await this.#kv.delete(host, { previousSeq: epoch }).catch(() => {});
 	}
 
-	/** Tells of every route there is and of those written from now on, until `signal` aborts. */
+	/**
+	 * Tells of every route there is and of those written from now on, until `signal` aborts. Begins anew when the bus was away: its
+	 * bucket may be another one since, of which a watch that goes on where it was would see nothing.
+	 */
 	async watch(onPut: (host: string, route: Route, epoch: number) => void, signal: AbortSignal): Promise<void> {
 		for (let attempt = 0; !signal.aborted; attempt++) {
+			const again = new AbortController();
+			const forget = this.#bus.onReturn(() => again.abort());
 			try {
 				const entries = await this.#kv.watch();
-				const stop = () => entries.stop();
-				signal.addEventListener("abort", stop, { once: true });
+				const ending = AbortSignal.any([signal, again.signal]);
+				ending.addEventListener("abort", () => entries.stop(), { once: true });
+				if (ending.aborted) entries.stop();
+				// What is gone meanwhile is not told: until it is told anew, the bus is asked.
+				this.#known.clear();
 				for await (const entry of entries) {
 					attempt = 0;
 					const value = entry.operation === "PUT" ? parse(entry.string()) : undefined;
@@ -87,10 +98,12 @@ export class Routes {
 						this.#changes.emit("put", entry.key);
 					} else if (this.#known.delete(entry.key)) this.#hasChanged(entry.key);
 				}
-				signal.removeEventListener("abort", stop);
 			} catch (err) {
 				if (!signal.aborted) this.#log.warn({ err }, "watching routes failed; trying again");
+			} finally {
+				forget();
 			}
+			if (again.signal.aborted) continue;
 			await delay(backoffMs(attempt), undefined, { signal }).catch(() => {});
 		}
 	}

@@ -74,7 +74,7 @@ export const tunnelService = defineService({
 		// Longer than the service's signal: while it drains it sends requests after the hosts that have left.
 		const ended = new AbortController();
 		void gatewayBus.routes.watch((host, route, epoch) => gateway.superseded(host, route, epoch), ended.signal);
-		void gatewayBus.onReconnect(() => {
+		bus.onReturn(() => {
 			void gateway.resynchronize().catch((err: unknown) => log.error({ err }, "telling the bus again failed"));
 		});
 

@@ -5,16 +5,16 @@ import { Fleet } from "../fleet/fleet.ts";
 import { hostName, seeded } from "../fleet/host.ts";
 import { NAMESPACE, type Plane, startPlane } from "../fleet/plane.ts";
 import { broken, join, makeClusters, ready, settled } from "../fleet/scenarios.ts";
-import { faults, load, storm } from "./chaos.ts";
+import { load, storm } from "./chaos.ts";
+import { explained } from "./state.ts";
 
 const HOSTS = 24;
 /**
- * How many of them, and which course of things, by the environment. Only when asked for: now and then clusters of the simulated
- * fleet stay Provisioning after a storm, and whether the plane or the simulation forgets them is not found yet.
+ * How many faults, and which course of things. By default a short one with what once left clusters behind: a NATS that loses its disk
+ * while the hosts service is not looking, and nobody who is started anew afterwards. `GROUNDPLANE_CHAOS_ROUNDS=11` strikes with all.
  */
-const ASKED = process.env.GROUNDPLANE_CHAOS_ROUNDS !== undefined;
-const ROUNDS = Number(process.env.GROUNDPLANE_CHAOS_ROUNDS ?? faults.length);
-const SEED = Number(process.env.GROUNDPLANE_CHAOS_SEED ?? 7);
+const ROUNDS = Number(process.env.GROUNDPLANE_CHAOS_ROUNDS ?? 3);
+const SEED = Number(process.env.GROUNDPLANE_CHAOS_SEED ?? 1);
 
 let plane: Plane;
 let fleet: Fleet;
@@ -31,27 +31,27 @@ afterAll(async () => {
 	await plane?.close();
 });
 
-test.runIf(ASKED)(
-	"whatever part dies, while hosts change and clusters are made, all is as wanted in the end",
-	async () => {
-		const random = seeded(SEED);
-		await join(plane, fleet, { ms: 120_000 });
-		const stop = new AbortController();
-		// Hosts of clusters are left alone: one in maintenance is picked by no cluster.
-		const changing = load(plane, HOSTS - 6, random, stop.signal);
-		const clusters = makeClusters(plane, { count: 2, from: HOSTS - 6, ms: 400_000 });
-		clusters.catch(() => undefined);
-		await storm(plane, fleet, { rounds: ROUNDS, random, report });
-		stop.abort();
-		expect(await changing).toBeGreaterThan(0);
+test("whatever part dies, while hosts change and clusters are made, all is as wanted in the end", async () => {
+	await explained(plane, fleet, run);
+}, 900_000);
 
-		for (let i = 0; i < HOSTS - 6; i++) {
-			await plane.kube.patch(hosts, { name: hostName(i), namespace: NAMESPACE }, { spec: { maintenance: false } });
-		}
-		await clusters;
-		await ready(plane, HOSTS, 180_000);
-		await settled(plane, fleet, HOSTS, 120_000);
-		expect(await broken(plane, fleet, HOSTS)).toEqual([]);
-	},
-	900_000,
-);
+async function run() {
+	const random = seeded(SEED);
+	await join(plane, fleet, { ms: 120_000 });
+	const stop = new AbortController();
+	// Hosts of clusters are left alone: one in maintenance is picked by no cluster.
+	const changing = load(plane, HOSTS - 6, random, stop.signal);
+	const clusters = makeClusters(plane, { count: 2, from: HOSTS - 6, ms: 400_000 });
+	clusters.catch(() => undefined);
+	await storm(plane, fleet, { rounds: ROUNDS, random, report });
+	stop.abort();
+	expect(await changing).toBeGreaterThan(0);
+
+	for (let i = 0; i < HOSTS - 6; i++) {
+		await plane.kube.patch(hosts, { name: hostName(i), namespace: NAMESPACE }, { spec: { maintenance: false } });
+	}
+	await clusters;
+	await ready(plane, HOSTS, 180_000);
+	await settled(plane, fleet, HOSTS, 120_000);
+	expect(await broken(plane, fleet, HOSTS)).toEqual([]);
+}

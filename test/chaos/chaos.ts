@@ -17,7 +17,7 @@ export interface Fault {
 const away = (random: () => number) => delay(200 + random() * 3_000);
 
 /** What may happen, each by itself or while another is not over yet. */
-export const faults: readonly Fault[] = [
+const faults: readonly Fault[] = [
 	...(["hosts", "tunnel", "operator"] as const).map((name) => ({
 		name: `${name} killed`,
 		part: name as string,

@@ -2,6 +2,7 @@ import { type ChildProcess, fork } from "node:child_process";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Pace } from "./engine.ts";
+import type { HostState } from "./host.ts";
 import type { Plane } from "./plane.ts";
 import type { Accepted, Command, Summary } from "./simulator.ts";
 
@@ -77,6 +78,11 @@ export class Fleet {
 	async documents(hosts: readonly string[]): Promise<Map<string, { at: number; paused: boolean }>> {
 		const parts = await this.#all<Accepted[]>({ do: "documents", hosts });
 		return new Map(parts.flat().map(([host, at, paused]) => [host, { at, paused }]));
+	}
+
+	/** What every host knows of itself. */
+	async states(): Promise<HostState[]> {
+		return (await this.#all<HostState[]>({ do: "states" })).flat();
 	}
 
 	/** Waits until the summary is as wanted; fails with what it was last. */

@@ -9,7 +9,7 @@ import { type Identity, loadIdentity } from "../../agent/identity.ts";
 import { Link } from "../../agent/link/link.ts";
 import type { Log } from "../../agent/log.ts";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
-import type { HostCheck, HostFacts } from "../../protocol/facts.ts";
+import type { HostCheck, HostFacts, RoleStatus } from "../../protocol/facts.ts";
 import type { IncomingStream } from "../../protocol/mux.ts";
 import type { SimulatedClusters } from "./clusters.ts";
 import { type Pace, SimulatedEngine } from "./engine.ts";
@@ -27,6 +27,20 @@ export interface SimulatedHostOptions {
 	/** Whether the line to the region is there. */
 	readonly isCut: () => boolean;
 	readonly log: Log;
+}
+
+/** What a simulated host knows of itself. */
+export interface HostState {
+	readonly name: string;
+	readonly enrolled: boolean;
+	readonly connected: boolean;
+	readonly reconnects: number;
+	/** Why its last tunnel ended, or could not be opened. */
+	readonly lastError?: string;
+	readonly accepted?: { at: number; epoch: number; generation: number; paused: boolean };
+	/** Why it refused its last document. */
+	readonly refusal?: string;
+	readonly roles: readonly RoleStatus[];
 }
 
 /** Name of a simulated host; four digits at least, so that names sort as numbers do. */
@@ -84,6 +98,23 @@ export class SimulatedHost {
 
 	get reconnects(): number {
 		return Math.max(0, this.#link?.state.reconnects ?? 0);
+	}
+
+	/** Where it stands, for a person who looks for what went wrong. */
+	get state(): HostState {
+		const { name, enrolled, connected, reconnects, accepted, engine } = this;
+		const { lastError } = this.#link?.state ?? {};
+		const refusal = this.#control?.refusal;
+		return {
+			name,
+			enrolled,
+			connected,
+			reconnects,
+			...(lastError && { lastError: lastError.detail }),
+			...(accepted && { accepted }),
+			...(refusal && { refusal: `${refusal.reason}: ${refusal.message}` }),
+			roles: engine.status(),
+		};
 	}
 
 	/** Begins to live: enrols with the token if it has no identity yet, then dials. Does not wait for anything. */

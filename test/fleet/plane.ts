@@ -19,7 +19,7 @@ import { TlsFiles } from "../../services/kit/tls.ts";
 import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
 import { regionCertificates } from "../support/certificates.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
-import { freePort } from "../support/ports.ts";
+import { freePort, listensOn } from "../support/ports.ts";
 import { dyingWithParent, startPostgres, type TestPostgres } from "../support/postgres.ts";
 
 export const REGION = "fleet";
@@ -212,14 +212,18 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 		});
 	}
 
+	/** Believes what answers only if it is the process that runs as `name`: somebody else's may have its port. */
 	async function ready(name: Program): Promise<void> {
 		const until = Date.now() + 120_000;
 		const before = restarts;
+		let impostor = "";
 		for (;;) {
 			const answer = await fetch(url(name, "/readyz")).catch(() => undefined);
-			if (answer?.ok) return;
-			if (restarts > before + 20) throw new Error(`${name} does not stay:\n${logOf(name)}`);
-			if (Date.now() > until) throw new Error(`${name} is not ready after 120 s:\n${logOf(name)}`);
+			const pid = running.get(name)?.pid ?? 0;
+			if (answer?.ok && listensOn(pid, health[name])) return;
+			impostor = answer?.ok ? ` (port ${health[name]} is answered by another process)` : "";
+			if (restarts > before + 20) throw new Error(`${name} does not stay${impostor}:\n${logOf(name)}`);
+			if (Date.now() > until) throw new Error(`${name} is not ready after 120 s${impostor}:\n${logOf(name)}`);
 			await delay(100);
 		}
 	}

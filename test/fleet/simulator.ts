@@ -24,7 +24,9 @@ export type Command =
 	| { do: "drop"; share: number; spreadMs: number }
 	| { do: "summary" }
 	/** When each of these hosts accepted its newest document. */
-	| { do: "documents"; hosts: readonly string[] };
+	| { do: "documents"; hosts: readonly string[] }
+	/** All that the hosts know of themselves. */
+	| { do: "states" };
 
 export interface Summary {
 	hosts: number;
@@ -85,6 +87,8 @@ async function answer(command: Command): Promise<unknown> {
 		}
 		case "summary":
 			return summary();
+		case "states":
+			return [...hosts.values()].map(({ state }) => state);
 		case "documents": {
 			const wanted = new Set(command.hosts);
 			return [...hosts.values()]

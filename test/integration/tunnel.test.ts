@@ -10,7 +10,7 @@ import type { Duplex } from "node:stream";
 import { buffer, text } from "node:stream/consumers";
 import { setTimeout as delay } from "node:timers/promises";
 import { connect as connectTls, type TLSSocket } from "node:tls";
-import { jetstream } from "@nats-io/jetstream";
+import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { Kvm } from "@nats-io/kv";
 import type { NatsConnection } from "@nats-io/nats-core";
 import { connect as connectNats } from "@nats-io/transport-node";
@@ -531,6 +531,35 @@ test("the tunnel stays open while NATS is away, and the bus hears everything aga
 	await vi.waitFor(async () => expect((await kv.get("host-1"))?.operation).toBe("PUT"), { timeout: 10_000 });
 	expect((agent.link.session as unknown as { leaving: boolean }).leaving).toBe(false);
 });
+
+test("a NATS that has lost its disk hears where all hosts are, with higher epochs than before", async () => {
+	const [gateway, other] = [await startGateway(), await startGateway({ name: "tunnel-1" })];
+	const services = { "kube-apiserver": (stream: Duplex) => stream.pipe(stream) };
+	const agent = await startLink(gateway, { host: "host-8", services });
+	await agent.up();
+	await agent.link.session?.open("control", { lane: "control" });
+	const epoch = async () => (await (await new Kvm(jetstream(bus)).open("routes")).get("host-8"))?.revision;
+	const link = async () =>
+		(await jetstreamManager(bus)).streams
+			.getMessage("HOSTS_LINK", { last_by_subj: "hosts.host-8.link" })
+			.then((message) => message?.json<{ state: string; epoch: number }>());
+	await vi.waitFor(async () => expect((await link())?.state).toBe("connected"), { timeout: 10_000 });
+	const before = (await epoch()) ?? Number.NaN;
+	await nats.stop("kill");
+	rmSync(nats.store, { recursive: true, force: true });
+	await nats.start();
+	await vi.waitFor(async () => expect(await epoch()).toBeGreaterThan(before), { timeout: 30_000 });
+	await vi.waitFor(async () => expect(await link()).toMatchObject({ state: "connected", epoch: await epoch() }), {
+		timeout: 10_000,
+	});
+	// The other gateway has read the new bucket from its beginning.
+	const newer = await startLink(other, { host: "host-8", services });
+	await newer.up();
+	await vi.waitFor(() => expect(agent.link.session).toBeUndefined(), { timeout: 10_000 });
+	const { status, socket } = await connectVia(gateway, "kube-apiserver.host-8:80");
+	expect(status).toBe(200);
+	socket.destroy();
+}, 60_000);
 
 /** Stands in for the Service: connections go to any of the gateways that are ready. */
 async function startService8443(ready: TestGateway[], port: (gateway: TestGateway) => number): Promise<number> {

@@ -1,4 +1,5 @@
 import { randomInt } from "node:crypto";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { createServer } from "node:net";
 
 /** Below those that the kernel gives to outgoing connections (32768 and up): a busy test would take one before its listener comes. */
@@ -19,6 +20,32 @@ export async function freePort(): Promise<number> {
 		if (await isFree(port)) return port;
 	}
 	throw new Error(`no free port between ${FIRST + part * SIZE} and ${FIRST + (part + 1) * SIZE - 1}`);
+}
+
+/** Whether it is this process that listens on a TCP port: its file descriptors name the socket that proc_net(5) shows there. */
+export function listensOn(pid: number, port: number): boolean {
+	const LISTEN = "0A";
+	const hex = `:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+	const sockets = new Set<string>();
+	for (const table of ["tcp", "tcp6"]) {
+		for (const line of readFileSync(`/proc/net/${table}`, "utf8").split("\n")) {
+			const [, local, , state, , , , , , inode] = line.trim().split(/\s+/);
+			if (state === LISTEN && local?.endsWith(hex)) sockets.add(`socket:[${inode}]`);
+		}
+	}
+	try {
+		return readdirSync(`/proc/${pid}/fd`).some((fd) => {
+			try {
+				return sockets.has(readlinkSync(`/proc/${pid}/fd/${fd}`));
+			} catch {
+				// Closed meanwhile.
+				return false;
+			}
+		});
+	} catch {
+		// The process has ended.
+		return false;
+	}
 }
 
 async function isFree(port: number): Promise<boolean> {
