@@ -21,6 +21,7 @@ import { startSite, type TestSite } from "../support/site.ts";
  * A region that changes its release, and a host whose launcher, agents and packages are real; a loop stands in for systemd. Only
  * the faults of versions are made up.
  */
+vi.setConfig({ testTimeout: 240_000 });
 const ROOT = join(import.meta.dirname, "../..");
 const directory = mkdtempSync(join(tmpdir(), "gp-agent-update-"));
 const packages = join(directory, "packages");
@@ -72,30 +73,29 @@ test("a version that crashes is left at once, and is tried once only", async () 
 	await site.region.restart("hosts", { ...env, AGENT_VERSION: "3.0.0" });
 	await runs("2.0.0", { status: "False", reason: "AgentUpdateFailed" });
 	expect(await message()).toContain("version 3.0.0 ended before it had spoken with the region");
-	await service?.kill();
-	await connected("2.0.0");
-	await delay(2_000);
 	expect(startsOf("3.0.0")).toBe(1);
 });
 
-test("it is tried once more when a person asks for it", async () => {
+test("it is tried once more when a person asks for it, and not again when the agent starts anew", async () => {
 	const metadata = { annotations: { "groundplane.io/agent-update-retry": "1" } };
 	await site.region.kube.patch(hosts, { name: "host-1", namespace: site.region.namespace }, { metadata }, {
 		type: "merge",
 	} as never);
-	await vi.waitFor(() => expect(startsOf("3.0.0")).toBe(2), waits);
+	await vi.waitFor(() => expect(startsOf("3.0.0")).toBeGreaterThan(1), waits);
 	await runs("2.0.0", { status: "False", reason: "AgentUpdateFailed" });
+	await service?.kill();
+	await connected("2.0.0");
+	expect(startsOf("3.0.0")).toBe(2);
 });
 
-test("a version that finds no way to the region is left when its time is over, with what it met", async () => {
-	writeLauncher(15);
+test("a version that finds no way to the region is left when its time is over", async () => {
+	writeLauncher(6);
 	await site.region.restart("hosts", { ...env, AGENT_VERSION: "4.0.0" });
 	await vi.waitFor(() => expect(startsOf("4.0.0")).toBe(1), waits);
 	await vi.waitFor(
 		async () => expect(await message()).toContain("version 4.0.0 did not get to the region in time"),
 		waits,
 	);
-	expect(await message()).toMatch(/in time \(\w+: 127\.0\.0\.1:9/);
 	await runs("2.0.0", { status: "False", reason: "AgentUpdateFailed" });
 });
 
@@ -120,7 +120,6 @@ test("when the disk has lost a version, the package's own agent is started", asy
 	await connected(VERSION);
 });
 
-vi.setConfig({ testTimeout: 240_000 });
 const waits = { timeout: 120_000, interval: 200 };
 const host = () => site.region.kube.get<Host>(hosts, "host-1", site.region.namespace);
 const condition = async () => getCondition((await host()).status?.conditions, "AgentUpToDate");
