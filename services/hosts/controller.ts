@@ -77,8 +77,8 @@ export class HostsController {
 	readonly #written = new WeakMap<Host, Written>();
 	/** When a minor change of a status is to be written. */
 	readonly #minorDue = new Map<string, number>();
-	/** How far the hosts have come to the region's version of the agent. */
-	#agents: AgentsPlan = { tell: [], underWay: 0, failed: [], stopped: false };
+	/** How far the hosts have come to the region's version of the agent; unknown until the first look. */
+	#agents: AgentsPlan | undefined;
 
 	constructor(options: HostsControllerOptions) {
 		this.#options = options;
@@ -119,8 +119,8 @@ export class HostsController {
 			labelNames: ["state"],
 			registers: [options.metrics.registry],
 			collect() {
-				this.set({ state: "under-way" }, agents().underWay);
-				this.set({ state: "failed" }, agents().failed.length);
+				this.set({ state: "under-way" }, agents()?.underWay ?? 0);
+				this.set({ state: "failed" }, agents()?.failed.length ?? 0);
 			},
 		});
 	}
@@ -261,7 +261,7 @@ export class HostsController {
 		signal: AbortSignal,
 	): Promise<number | undefined> {
 		const { kube, agentVersion: target, now } = this.#options;
-		const status = statusOf(host, machine, { problem, agents: { target, ...this.#agents }, now });
+		const status = statusOf(host, machine, { problem, agents: this.#agents && { target, ...this.#agents }, now });
 		const { name, namespace, uid } = host.metadata;
 		const written = this.#written.get(host) ?? writtenOf(ownPart(host.status));
 		const wanted = writtenOf(status);
@@ -318,8 +318,13 @@ export class HostsController {
 		const { inventory, agentVersion: target, log, now } = this.#options;
 		const agents = await inventory.agents(target);
 		const plan = planAgents({ target, ...agents, hostOf: (name) => this.host(name), now: now() });
-		if (plan.stopped && !this.#agents.stopped) {
+		if (plan.stopped && !this.#agents?.stopped) {
 			log.error({ version: target, failed: plan.failed }, "no further host is told to take this version of the agent");
+		}
+		if (plan.stopped !== this.#agents?.stopped) {
+			// All who wait say now why they do, but not all in the same second.
+			const spreadMs = (agents.outdated.length / MINOR_PER_SECOND) * 1000;
+			for (const { name } of agents.outdated) this.changed(name, DEBOUNCE_MS + Math.random() * spreadMs);
 		}
 		this.#agents = plan;
 		for (const { name, retry } of plan.tell) {
