@@ -54,6 +54,7 @@ test.each<[Partial<Probe>, string, "error" | "warning"]>([
 	[{ swaps: ["/dev/sda2"] }, "swap", "error"],
 	[{ cgroup: "v1" }, "cgroup", "warning"],
 	[{ kernel: "4.19.0" }, "kernel", "error"],
+	[{ kernel: "5.10.0-33-amd64" }, "kernel", "error"],
 	[{ missingFeatures: ["vxlan"] }, "kernel-features", "error"],
 	[{ missingCommands: ["nft"] }, "commands", "error"],
 	[{ portsTaken: [6443] }, "ports", "error"],

@@ -8,7 +8,8 @@ const GIB = 1024 ** 3;
 const MIN_MEMORY = 1.5 * GIB;
 const MIN_DISK = 5 * GIB;
 const GOOD_DISK = 20 * GIB;
-const MIN_KERNEL = [5, 10] as const;
+/** What kube-proxy needs for nftables (KEP-3866); flannel and the load balancer use nftables as well. */
+const MIN_KERNEL = [5, 13] as const;
 const CLOCK_ERROR_S = 300;
 const CLOCK_WARNING_S = 30;
 /** What the roles run, and the Debian package that has it. */

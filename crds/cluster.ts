@@ -104,7 +104,12 @@ export const clusterSpec = z
 				podSubnet: cidr.default("10.244.0.0/16").describe("Network of pods."),
 				serviceSubnet: cidr.default("10.96.0.0/12").describe("Network of services."),
 				dnsDomain: z.string().max(253).default("cluster.local").describe("DNS domain of services."),
-				cni: z.enum(["flannel"]).default("flannel").describe("Network plugin."),
+				cni: z
+					.enum(["flannel", "none"])
+					.default("flannel")
+					.describe(
+						"Network plugin. With none you bring your own: nodes are not ready, and the cluster waits, until you have installed it.",
+					),
 			})
 			.prefault({})
 			.meta(
@@ -135,10 +140,16 @@ export const clusterSpec = z
 		addons: z
 			.object({
 				coredns: z.boolean().default(true).describe("CoreDNS: names of services and pods."),
-				kubeProxy: z.boolean().default(true).describe("kube-proxy: addresses of services on every node."),
+				kubeProxy: z.boolean().default(true).describe("kube-proxy: addresses of services on every node, by nftables."),
+				metricsServer: z
+					.boolean()
+					.default(false)
+					.describe(
+						"metrics-server: kubectl top and the HorizontalPodAutoscaler. Can be switched on and off at any time.",
+					),
 			})
 			.prefault({})
-			.describe("Add-ons of kubeadm; switch one off to bring your own."),
+			.describe("Add-ons. One that is off leaves its place to your own."),
 		upgradePolicy: z
 			.object({
 				maxUnavailableWorkers: z

@@ -50,6 +50,10 @@ export const kubernetesRoleParameters = z.object({
 		.string()
 		.regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/)
 		.default("cluster.local"),
+	cni: z
+		.enum(["flannel", "none"])
+		.default("flannel")
+		.describe("Network plugin; with none the cluster's people install theirs, and nodes are not ready before."),
 	caCertHashes: z
 		.array(z.string().regex(/^sha256:[0-9a-f]{64}$/))
 		.default([])
@@ -97,8 +101,12 @@ export const kubernetesRoleParameters = z.object({
 		.describe("Taints of the Node, from when it registers."),
 	controlPlaneSchedulable: z.boolean().default(false),
 	addons: z
-		.object({ coredns: z.boolean().default(true), kubeProxy: z.boolean().default(true) })
-		.default({ coredns: true, kubeProxy: true }),
+		.object({
+			coredns: z.boolean().default(true),
+			kubeProxy: z.boolean().default(true),
+			metricsServer: z.boolean().default(false),
+		})
+		.default({ coredns: true, kubeProxy: true, metricsServer: false }),
 });
 export type KubernetesRoleInput = z.input<typeof kubernetesRoleParameters>;
 

@@ -14,6 +14,8 @@ import {
 	flannelVersion,
 	kubernetesProgram,
 	type Minor,
+	metricsServerProgram,
+	metricsServerVersion,
 	runcProgram,
 } from "./programs.ts";
 import { part, run } from "./run.ts";
@@ -37,6 +39,7 @@ export async function kubernetesBundle(minor: Minor): Promise<string> {
 		coredns: minor.coredns,
 		pause: minor.pause,
 		flannel: flannelVersion,
+		"metrics-server": metricsServerVersion,
 		runc: await moduleVersion(runcProgram),
 		...(containerd && { containerd: await moduleVersion(containerd) }),
 	};
@@ -112,6 +115,11 @@ async function imageFiles(minor: Minor): Promise<BundleFile[]> {
 			reference: `docker.io/flannel/flannel:${flannelVersion}`,
 			from: networkTools,
 			files: { flanneld: await goProgram(flannelProgram) },
+		},
+		{
+			folder: "metrics-server",
+			reference: `${registry}/metrics-server/metrics-server:${metricsServerVersion}`,
+			files: { "metrics-server": await goProgram(metricsServerProgram) },
 		},
 	);
 	const files: BundleFile[] = [];

@@ -10,6 +10,8 @@ import {
 	kubernetesProgram,
 	localPathProgram,
 	localPathVersion,
+	metricsServerProgram,
+	metricsServerVersion,
 	minors,
 	runcProgram,
 	toolPrograms,
@@ -24,6 +26,7 @@ const programs: GoProgram[] = [
 	]),
 	...containerdPrograms,
 	runcProgram,
+	metricsServerProgram,
 	...cniPrograms,
 	...Object.values(toolPrograms),
 ];
@@ -44,4 +47,5 @@ test("the table of minors says what the modules pin", async () => {
 	}
 	expect(await moduleVersion(flannelProgram)).toBe(flannelVersion);
 	expect(await moduleVersion(localPathProgram)).toBe(localPathVersion);
+	expect(await moduleVersion(metricsServerProgram)).toBe(metricsServerVersion);
 });

@@ -141,6 +141,14 @@ export const localPathProgram: GoProgram = {
 	set: { "main.VERSION": localPathVersion },
 };
 
+/** Its go.mod holds everything that Kubernetes has as well at Kubernetes' versions: most of it is compiled already then. */
+export const metricsServerVersion = "v0.9.0";
+export const metricsServerProgram: GoProgram = {
+	module: "metrics-server",
+	package: "sigs.k8s.io/metrics-server/cmd/metrics-server",
+	set: { "k8s.io/client-go/pkg/version.gitVersion": metricsServerVersion },
+};
+
 const newest = minors[0];
 
 /** Programs that tests and the launchers in hack/ run on this machine. */

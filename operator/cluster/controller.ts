@@ -19,6 +19,7 @@ import { plan } from "./plan.ts";
 import type { Action, Observed } from "./state.ts";
 import { needsPreflight } from "./upgrade.ts";
 import {
+	approveServing,
 	askApiServer,
 	createBootstrapToken,
 	deleteBootstrapToken,
@@ -305,6 +306,9 @@ class ClusterReconciler {
 				return;
 			case "deleteNode":
 				if (workload !== undefined) await deleteNode(workload, action.host);
+				return;
+			case "approveServing":
+				if (workload !== undefined) await approveServing(workload, action.request);
 				return;
 			case "removeFinalizer":
 				await this.#finish(cluster, action.leftBehind, signal);

@@ -58,7 +58,8 @@ export function planJoining(
 	if (initialized && workload !== undefined && version !== undefined && roll.inFlight.size === 0) {
 		const joined = controlPlanes.filter(({ begun }) => begun);
 		// etcd takes one new member at a time, and only while the ones it has are well; one that is dead goes first.
-		const isWell = joined.every(({ healthy }) => healthy) && !leaving.some(({ isDeadMember }) => isDeadMember);
+		const isWell =
+			joined.every((one) => one.healthy || one.awaitsNetwork) && !leaving.some(({ isDeadMember }) => isDeadMember);
 		if (next !== undefined && isWell) {
 			if (workload.certificates) begin.add(next.member.host);
 			else publish = publisherOf(observed, known, leaving);
@@ -117,7 +118,9 @@ function joinVersion(cluster: Cluster, controlPlanes: readonly Known[], initiali
  */
 function publisherOf({ hosts }: Observed, known: readonly Known[], leaving: Leaving["leaving"]): string | undefined {
 	const candidates = [
-		...known.filter(({ member, healthy }) => member.role === "control-plane" && healthy).map(({ host }) => host),
+		...known
+			.filter(({ member, healthy, awaitsNetwork }) => member.role === "control-plane" && (healthy || awaitsNetwork))
+			.map(({ host }) => host),
 		...hosts.filter(({ metadata }) =>
 			leaving.some(
 				({ host, role, isDeadMember }) => host === metadata.name && role === "control-plane" && !isDeadMember,
@@ -169,6 +172,7 @@ function roleFor(
 		podSubnet: cluster.spec.network.podSubnet,
 		serviceSubnet: cluster.spec.network.serviceSubnet,
 		dnsDomain: cluster.spec.network.dnsDomain,
+		cni: cluster.spec.network.cni,
 		caCertHashes: mode === "init" || caCertHash === undefined ? [] : [caCertHash],
 		labels: { ...pool?.labels },
 		taints: pool?.taints ?? [],

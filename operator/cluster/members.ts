@@ -17,6 +17,8 @@ export interface Known {
 	readonly applied: boolean;
 	/** Applied, the node is ready and runs what was asked, and on a control plane the API server and its etcd say so too. */
 	readonly healthy: boolean;
+	/** All of that but ready, for want of the network plugin that the cluster's people bring (`network.cni: none`). */
+	readonly awaitsNetwork: boolean;
 }
 
 /** Joins what the API says of a member, what its host reports, and what the cluster's own API says of its node. */
@@ -30,6 +32,7 @@ export function knownOf(observed: Observed, member: Member): Known | undefined {
 	const begun = role !== undefined && role.parameters.prepare !== true;
 	const applied = begun && isApplied(host);
 	const asked = role?.version;
+	const isUp = applied && node?.version === asked && answers(workload, member);
 	return {
 		member,
 		host,
@@ -37,9 +40,14 @@ export function knownOf(observed: Observed, member: Member): Known | undefined {
 		asked,
 		begun,
 		applied,
-		healthy: applied && node?.ready === true && node.version === asked && answers(workload, member),
+		healthy: isUp && node?.ready === true,
+		awaitsNetwork: isUp && awaitsNetwork(cluster, node),
 	};
 }
+
+/** Whether a node is not ready only because the cluster's people have yet to install their network plugin. */
+export const awaitsNetwork = (cluster: Cluster, node: NodeState | undefined): boolean =>
+	cluster.spec.network.cni === "none" && node?.ready === false && node.networkMissing === true;
 
 /** Whether a control plane's own API server is ready; what can't be asked at all is judged by its node. */
 const answers = (workload: WorkloadState | undefined, { host, role }: Member): boolean =>

@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { roleOf } from "./members.ts";
 import { plan } from "./plan.ts";
 import { HASH, host, report, Site } from "./site.fixture.ts";
+import { WAITING_MS } from "./state.ts";
 
 const oneAndTwo = {
 	version: "v1.36.3",
@@ -67,6 +68,39 @@ describe("making a cluster", () => {
 			expect.arrayContaining(["h2", "h3", "h4", "h5"].map((name) => `prepare ${name}@v1.36.3`)),
 		);
 		expect(site.hosts.filter((h) => h.spec.roles[0]?.parameters.mode === "init")).toHaveLength(1);
+	});
+
+	it("waits for the network plugin that people bring, says so, and lets all hosts join meanwhile", () => {
+		const spec = { ...oneAndTwo, controlPlane: { hosts: ["h1", "h4", "h5"] }, network: { cni: "none" } };
+		const site = new Site(spec, ["h1", "h2", "h3", "h4", "h5"]);
+		site.plugin = false;
+		site.run(60);
+		expect(site.nodes.size).toBe(5);
+		expect(site.cluster.status).toMatchObject({
+			phase: "Provisioning",
+			ready: "0/5",
+			progress: { step: "Waiting for a network plugin", detail: expect.stringContaining("10.244.0.0/16") },
+		});
+		expect(site.reason).toBe("NetworkPluginMissing");
+		expect(site.message).toMatch(/Waiting for a network plugin: nodes wait for it: install one/);
+		expect(site.last).toMatchObject({ actions: [], requeueAfter: WAITING_MS });
+		site.plugin = true;
+		site.run(5);
+		expect(site.cluster.status).toMatchObject({ phase: "Ready", ready: "5/5" });
+	});
+
+	it("does not take a node without its network for well where the plugin is ours", () => {
+		const site = new Site({ ...oneAndTwo, controlPlane: { hosts: ["h1", "h4", "h5"] } }, [
+			"h1",
+			"h2",
+			"h3",
+			"h4",
+			"h5",
+		]);
+		site.plugin = false;
+		site.run(60);
+		expect([...site.nodes.keys()]).toEqual(["h1"]);
+		expect(site.reason).toBe("Provisioning");
 	});
 
 	it("never makes a second cluster when the first control plane is lost from sight", () => {

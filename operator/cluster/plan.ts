@@ -8,8 +8,9 @@ import { planLeaving } from "./leaving.ts";
 import { type Known, knownOf } from "./members.ts";
 import { placementCondition } from "./placement.ts";
 import { poolPatch } from "./pools.ts";
+import { planServing } from "./serving.ts";
 import { type Action, BUSY_MS, type MemberStatus, type Observed, type Plan, STEADY_MS, WAITING_MS } from "./state.ts";
-import { baseStatus, describe, progressOf, ready, viewOf } from "./status.ts";
+import { baseStatus, describe, lacksNetwork, progressOf, ready, viewOf } from "./status.ts";
 import { planRoll, type Roll } from "./upgrade.ts";
 
 /** Decides what to do next for a cluster. Pure: the same observation always gives the same plan. */
@@ -34,15 +35,24 @@ export function plan(observed: Observed): Plan {
 	const leaving = roll.inFlight.size === 0 ? settled : planLeaving(observed, known, members, true);
 	const joining = planJoining(observed, known, leaving, roll);
 
+	const serving = planServing(known, observed.workload?.servingRequests ?? []);
 	const all = [
 		...members.map((member): MemberStatus => {
 			const host = hosts.find(({ metadata }) => metadata.name === member.host);
 			const node = observed.workload?.nodes.find(({ name }) => name === member.host);
-			return viewOf(observed, member, host, node, roll.inFlight.has(member.host));
+			const view = viewOf(observed, member, host, node, roll.inFlight.has(member.host));
+			const refused = serving.refused.get(member.host);
+			return refused === undefined || view.message !== undefined ? view : { ...view, message: refused };
 		}),
 		...leaving.leaving.map(({ host, role, message }): MemberStatus => ({ host, role, phase: "Leaving", message })),
 	];
-	const actions = [...joining, ...roll.actions, ...leaving.actions, ...nodeActions(observed, begun, roll)];
+	const actions = [
+		...joining,
+		...roll.actions,
+		...leaving.actions,
+		...nodeActions(observed, begun, roll),
+		...serving.actions,
+	];
 	return summarize(observed, { known, all, problems, roll, actions });
 }
 
@@ -107,6 +117,7 @@ function summarize(
 	const isWhole = readyCount === all.length && all.length > 0 && problems.length === 0;
 	const isCurrent = roll.inFlight.size === 0 && known.every(({ asked }) => asked === cluster.spec.version);
 	const dnsMissing = isWhole && cluster.spec.addons.coredns && workload?.dnsReady === false;
+	const networkMissing = lacksNetwork(observed, all);
 	const done = isWhole && isCurrent && !dnsMissing && workload !== undefined;
 	const initialized = isInitialized(cluster, known);
 	const actions: Action[] = [...found.actions];
@@ -151,7 +162,7 @@ function summarize(
 			reachableCondition(observed, initialized),
 			placementCondition(known.filter(({ member }) => member.role === "control-plane").map(({ host }) => host)),
 		],
-		requeueAfter: done ? STEADY_MS : isAtRest(isWhole, roll) ? WAITING_MS : BUSY_MS,
+		requeueAfter: done ? STEADY_MS : isAtRest(isWhole, roll) || networkMissing ? WAITING_MS : BUSY_MS,
 	};
 
 	function readyReason(): [string, string] {
@@ -162,6 +173,7 @@ function summarize(
 		if (failed !== undefined) return ["HostFailed", `${failed.host}: ${failed.message ?? "failed"}`];
 		const words = describe(progress) ?? observed.unreachable ?? "Under way.";
 		if (roll.progress !== undefined) return ["Upgrading", words];
+		if (networkMissing) return ["NetworkPluginMissing", words];
 		return [wasReady ? "NodesNotReady" : "Provisioning", words];
 	}
 }

@@ -27,6 +27,8 @@ export class Site {
 	joinSecret = false;
 	token = false;
 	certificates = true;
+	/** Whether the network plugin is there, without which no node is ready. */
+	plugin = true;
 	now = NOW;
 	finished: readonly string[] | undefined;
 	last: Plan | undefined;
@@ -80,6 +82,7 @@ export class Site {
 				dnsReady: true,
 				bootstrapToken: this.token,
 				certificates: this.certificates,
+				servingRequests: [],
 				apiServers,
 				preflight: { removedApis: this.removedApis, blockedBudgets: [] },
 			},
@@ -278,7 +281,8 @@ export class Site {
 			},
 		];
 		const node = this.nodes.get(name) ?? { name, labels: {}, taints: [], unschedulable: false, pods: 2 };
-		this.nodes.set(name, { ...node, ready: true, version: wanted.version });
+		const { plugin } = this;
+		this.nodes.set(name, { ...node, ready: plugin, networkMissing: !plugin, version: wanted.version });
 	}
 
 	private readonly at = new Map<string, string>();

@@ -27,8 +27,19 @@ export interface WorkloadState {
 	readonly certificates: boolean;
 	/** `/readyz` of each control plane that could be asked, by host: its API server, and etcd as that one sees it. */
 	readonly apiServers: ReadonlyMap<string, { readonly ready: boolean; readonly message?: string }>;
+	/** What kubelets ask to serve with, and nobody has decided about yet. */
+	readonly servingRequests: readonly ServingRequest[];
 	/** What speaks against another version; looked at only before one is rolled out. */
 	readonly preflight?: { readonly removedApis: readonly string[]; readonly blockedBudgets: readonly string[] };
+}
+
+/** A kubelet's request for the certificate that it serves with. */
+export interface ServingRequest {
+	/** Name of the CertificateSigningRequest. */
+	readonly name: string;
+	readonly node: string;
+	/** Names and addresses that it wants to be known by. */
+	readonly names: readonly string[];
 }
 
 export interface NodeState {
@@ -36,6 +47,8 @@ export interface NodeState {
 	readonly ready: boolean;
 	readonly version?: string;
 	readonly message?: string;
+	/** It is not ready for want of a network plugin. */
+	readonly networkMissing?: boolean;
 	readonly labels: Readonly<Record<string, string>>;
 	readonly taints: readonly Taint[];
 	/** Names of the labels and taints that are the pool's, as we wrote them last (annotation on the Node). */
@@ -74,6 +87,7 @@ export type Action =
 	| { readonly type: "uncordon"; readonly host: string }
 	| { readonly type: "markNode"; readonly host: string; readonly patch: NodePatch }
 	| { readonly type: "deleteNode"; readonly host: string }
+	| { readonly type: "approveServing"; readonly host: string; readonly request: string }
 	| { readonly type: "removeFinalizer"; readonly leftBehind: readonly string[] };
 
 /** A merge patch (RFC 7386) of a Node's labels and taints. */

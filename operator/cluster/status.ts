@@ -2,7 +2,7 @@ import type { Cluster, ClusterStatus } from "../../crds/cluster.ts";
 import type { Host } from "../../crds/host.ts";
 import type { NewCondition } from "../kube/conditions.ts";
 import { clusterOf, type Member } from "./assign.ts";
-import { isConnected, modeOf, reportOf, roleOf } from "./members.ts";
+import { awaitsNetwork, isConnected, modeOf, reportOf, roleOf } from "./members.ts";
 import type { MemberStatus, NodeState, Observed, Progress } from "./state.ts";
 import { USUAL_SECONDS, type Work } from "./usual.ts";
 
@@ -51,7 +51,8 @@ export function viewOf(
 		// One that was never ready is on its way; one that was is missed.
 		const phase =
 			known === undefined || known.phase === "Waiting" || known.phase === "Joining" ? "Joining" : "NotReady";
-		return { ...base, phase, message: node.message ?? "The node is not ready yet." };
+		const why = awaitsNetwork(cluster, node) ? "Up, and waits for a network plugin." : node.message;
+		return { ...base, phase, message: why ?? "The node is not ready yet." };
 	}
 	const server = workload?.apiServers.get(member.host);
 	if (member.role === "control-plane" && server?.ready === false)
@@ -79,6 +80,10 @@ export function progressOf(
 	if (isCutOff || (current === undefined && !dnsMissing))
 		return stamp(cluster, { step: "Waiting for the API server to answer", detail: unreachable ?? "" }, now);
 	if (current === undefined) return stamp(cluster, { step: "Waiting for CoreDNS" }, now);
+	if (lacksNetwork(observed, members)) {
+		const detail = `nodes wait for it: install one in the cluster, for pods in ${cluster.spec.network.podSubnet}`;
+		return stamp(cluster, { step: "Waiting for a network plugin", detail }, now);
+	}
 	const [step, work] = stepOf(
 		current,
 		hosts.find(({ metadata }) => metadata.name === current.host),
@@ -96,6 +101,16 @@ export function progressOf(
 		now,
 	);
 }
+
+/** Whether all that is missing is the network plugin that the cluster's people bring: a person's turn. */
+export const lacksNetwork = ({ cluster, workload }: Observed, members: readonly MemberStatus[]): boolean =>
+	members.length > 0 &&
+	members.every(({ host }) =>
+		awaitsNetwork(
+			cluster,
+			workload?.nodes.find(({ name }) => name === host),
+		),
+	);
 
 const PRECEDENCE: readonly MemberStatus["phase"][] = [
 	"Failed",

@@ -2,7 +2,8 @@ import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { isAlreadyExists, type KubeClient, KubeError } from "../kube/client.ts";
 import { type Node, nodes, type Pod, pods, type Resource, secrets } from "../kube/resources.ts";
 import { allowsNone, type Budget, blockedBy, removedApis } from "./preflight.ts";
-import type { NodePatch, NodeState, PoolMarks, WorkloadState } from "./state.ts";
+import { certificateSigningRequests, isUndecided, KUBELET_SERVING, servingRequestOf } from "./serving.ts";
+import type { NodePatch, NodeState, PoolMarks, ServingRequest, WorkloadState } from "./state.ts";
 
 /** When the draining of a node began, so that its deadline survives a restart of the operator. */
 const DRAIN_STARTED = "groundplane.io/drain-started";
@@ -32,11 +33,12 @@ export async function observeWorkload(
 	client: KubeClient,
 	{ tokenId, signal }: { tokenId: string | undefined; signal: AbortSignal },
 ): Promise<Omit<WorkloadState, "apiServers" | "preflight">> {
-	const [all, dns, token, certificates] = await Promise.all([
+	const [all, dns, token, certificates, requests] = await Promise.all([
 		client.listAll(nodes, { signal }),
 		client.list(pods, { namespace: "kube-system", labelSelector: "k8s-app=kube-dns", signal }),
 		tokenId === undefined ? undefined : client.find(secrets, `bootstrap-token-${tokenId}`, "kube-system", { signal }),
 		client.find(secrets, CERTIFICATES, "kube-system", { signal }),
+		servingRequests(client, signal),
 	]);
 	const draining = all.items.filter(isDraining);
 	const blocking = draining.length === 0 ? [] : await blockedBudgets(client, signal);
@@ -51,6 +53,7 @@ export async function observeWorkload(
 		dnsReady: dns.items.some(isPodReady),
 		bootstrapToken: token !== undefined,
 		certificates: certificates !== undefined,
+		servingRequests: requests,
 	};
 }
 
@@ -84,6 +87,9 @@ export async function observePreflight(
 	};
 }
 
+/** How a kubelet says that the container runtime has no network plugin (condition `NetworkReady` of the CRI). */
+const NETWORK_MISSING = /\bNetworkPluginNotReady\b/;
+
 const isDraining = ({ metadata }: Node): boolean => metadata.annotations?.[DRAIN_STARTED] !== undefined;
 
 function nodeState(node: Node): NodeState {
@@ -102,6 +108,7 @@ function nodeState(node: Node): NodeState {
 		...(pool === undefined ? {} : { pool }),
 		...(version === undefined ? {} : { version }),
 		...(ready?.status === "True" || ready?.message === undefined ? {} : { message: ready.message }),
+		...(ready?.status === "False" && NETWORK_MISSING.test(ready.message ?? "") ? { networkMissing: true } : {}),
 		...(started === undefined ? {} : { drainStarted: Date.parse(started) }),
 	};
 }
@@ -125,6 +132,44 @@ async function blockedBudgets(client: KubeClient, signal: AbortSignal): Promise<
 	} catch (error) {
 		if (error instanceof KubeError && error.httpStatus === 403) return [];
 		throw error;
+	}
+}
+
+/** A cluster whose role is older than the right to read them shows none; its kubelets ask for none either. */
+async function servingRequests(client: KubeClient, signal: AbortSignal): Promise<ServingRequest[]> {
+	try {
+		const fieldSelector = `spec.signerName=${KUBELET_SERVING}`;
+		const { items } = await client.listAll(certificateSigningRequests, { fieldSelector, signal });
+		const undecided = items.filter(isUndecided);
+		if (undecided.length === 0) return [];
+		const { readCertificateRequest } = await import("./certificate-request.ts");
+		return undecided
+			.map((request) => servingRequestOf(request, readCertificateRequest))
+			.filter((request) => request !== undefined);
+	} catch (error) {
+		if (error instanceof KubeError && error.httpStatus === 403) return [];
+		throw error;
+	}
+}
+
+/** Approves a kubelet's request; the cluster's own controller manager signs it then. */
+export async function approveServing(client: KubeClient, name: string): Promise<void> {
+	const approved = {
+		type: "Approved",
+		status: "True",
+		reason: "HostKnown",
+		message: "The name and the addresses are those of the host, as its agent tells them.",
+	};
+	try {
+		await client.patch(
+			certificateSigningRequests,
+			{ name },
+			{ status: { conditions: [approved] } },
+			{ subresource: "approval" },
+		);
+	} catch (error) {
+		// The kubelet asks again, under another name.
+		if (!(error instanceof KubeError && error.httpStatus === 404)) throw error;
 	}
 }
 

@@ -27,6 +27,11 @@ const manifest: ReleaseManifest = {
 		...["bridge", "flannel"].map((name) => ({ path: `cni/${name}`, kind: "binary" as const })),
 		{ path: "images/pause.tar", kind: "image", reference: "registry.k8s.io/pause:3.10.2" } as const,
 		{ path: "images/flannel.tar", kind: "image", reference: "docker.io/flannel/flannel:v0.26.7" } as const,
+		{
+			path: "images/metrics-server.tar",
+			kind: "image",
+			reference: "registry.k8s.io/ms/metrics-server:v0.9.0",
+		} as const,
 	].map((file, index) => ({ ...file, size: 1, sha256: index.toString(16).padStart(64, "0") })),
 };
 const facts: RoleFacts = {
@@ -86,7 +91,7 @@ describe("role pack kubernetes", () => {
 			networking: { podSubnet: "10.244.0.0/16", serviceSubnet: "10.96.0.0/12", dnsDomain: "cluster.local" },
 			apiServer: { certSANs: ["localhost", "127.0.0.1", "169.254.99.1", "k8s.example.com"] },
 		});
-		expect(kubelet).toMatchObject({ kind: "KubeletConfiguration", failCgroupV1: false });
+		expect(kubelet).toMatchObject({ kind: "KubeletConfiguration", failCgroupV1: false, serverTLSBootstrap: true });
 		expect(proxy).toMatchObject({ mode: "nftables", conntrack: { maxPerCore: 0 } });
 		expect(want(steps, "node")).toMatchObject({
 			mode: "init",
@@ -140,12 +145,56 @@ describe("role pack kubernetes", () => {
 
 	it("makes the management server's node schedulable and leads no tunnel to it", () => {
 		const { steps } = rendered({ mode: "server", addons: { coredns: false, kubeProxy: true } }, { cgroup: "v2" });
-		const [init] = documents(steps, "kubeadm-config");
+		const [init, , kubelet] = documents(steps, "kubeadm-config");
+		// Nobody would approve what its kubelet asks for.
+		expect(kubelet.serverTLSBootstrap).toBeUndefined();
+		expect(step(steps, "metrics-server-off")).toBeUndefined();
 		expect(init.nodeRegistration.taints).toEqual([]);
 		expect(init.bootstrapTokens).toBeUndefined();
 		expect(want(steps, "node")).toMatchObject({ ignorePreflightErrors: [], skipPhases: ["addon/coredns"] });
 		expect(want(steps, "containerd-config").content).toContain("SystemdCgroup = true");
 		expect(step(steps, "access")).toBeUndefined();
+	});
+
+	it("installs no network plugin where the cluster's people bring theirs", () => {
+		const [ours, theirs] = (["flannel", "none"] as const).map((cni) => rendered({ cni }).steps.map(({ name }) => name));
+		expect(ours?.filter((name) => !theirs?.includes(name))).toEqual(["image/flannel", "flannel"]);
+		// Plugins build on the ones of the CNI project.
+		expect(theirs).toContain("cni/bridge");
+	});
+
+	it("installs metrics-server when it is wanted, which trusts kubelets by the cluster's CA, and takes it away when not", () => {
+		const on = rendered({ addons: { metricsServer: true } }).steps;
+		const objects = documents(on, "metrics-server");
+		const deployment = objects.find(({ kind }) => kind === "Deployment");
+		expect(deployment.spec.template.spec.containers[0]).toMatchObject({
+			image: "registry.k8s.io/ms/metrics-server:v0.9.0",
+			args: expect.arrayContaining([expect.stringMatching(/^--kubelet-certificate-authority=/)]),
+		});
+		expect(String(want(on, "metrics-server").content)).not.toContain("kubelet-insecure-tls");
+		expect(step(on, "image/metrics-server")).toBeDefined();
+		expect(step(on, "metrics-server-off")).toBeUndefined();
+
+		const off = rendered().steps;
+		expect(off.map(({ name }) => name)).not.toContain("metrics-server");
+		expect(step(off, "image/metrics-server")).toBeUndefined();
+		const { run } = want(off, "metrics-server-off") as { run: string[] };
+		const kinds = new Set(objects.map(({ kind }) => `${kind.toLowerCase()}s`));
+		expect(
+			run
+				.find((argument) => argument.startsWith("apiservices"))
+				?.split(",")
+				.sort(),
+		).toEqual([...kinds].sort());
+		const [key, value] =
+			run
+				.find((argument) => argument.startsWith("--selector="))
+				?.split("=")
+				.slice(1) ?? [];
+		for (const { metadata } of objects) expect(metadata.labels).toMatchObject({ [key as string]: value });
+		const worker = rendered({ mode: "join-worker", addons: { metricsServer: true } }).steps;
+		expect(step(worker, "image/metrics-server")).toBeDefined();
+		expect(step(worker, "metrics-server")).toBeUndefined();
 	});
 
 	it("does not touch the node when its secrets go, and makes it anew when its cluster is another one", () => {

@@ -107,6 +107,7 @@ describe("kubectl through the tunnel", () => {
 			answered.add(stdout.trim().split(" on ")[1] ?? "");
 			expect([...answered].sort()).toEqual(["host-2", "host-3"]);
 		});
+		expect(await demo.lab.run("host-2", ["nft", "list", "tables"])).toContain("table ip kube-proxy");
 	});
 
 	it("exec carries standard input, output and the exit code", async () => {

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { regionQueries } from "../../charts/dashboards/region.ts";
 import { tool } from "../../hack/builder/tools.ts";
 import { run } from "../../hack/lib/exec.ts";
-import { demo, eventually, withCluster } from "./support/demo.ts";
+import { demo, eventually, HOSTS, withCluster } from "./support/demo.ts";
 import { type Forward, portForward } from "./support/port-forward.ts";
 
 /** What the provider's operator sees in Grafana comes from these queries: each must have something to show. */
@@ -35,6 +35,40 @@ describe("the dashboard", () => {
 
 	it("Prometheus reaches everything that it should scrape", async () => {
 		await eventually(async () => expect(await query("up == 0")).toEqual([]), 180_000, 5_000);
+	});
+});
+
+describe("the add-on metrics-server", () => {
+	const turn = (on: boolean) =>
+		demo.kubectl([
+			...["patch", "cluster", "demo", "-n", demo.namespace, "--type=merge"],
+			...["-p", JSON.stringify({ spec: { addons: { metricsServer: on } } })],
+		]);
+	const kubectl = (...args: string[]) => demo.clusterKubectl("demo", args);
+	beforeAll(withCluster);
+
+	it("is there when it is wanted, and trusts every kubelet by the cluster's CA", async () => {
+		await turn(true);
+		await eventually(
+			async () => {
+				const { stdout } = await kubectl("top", "nodes", "--no-headers");
+				const names = stdout.trim().split("\n");
+				expect(names.map((line) => line.split(/\s+/)[0]).sort()).toEqual([...HOSTS]);
+			},
+			180_000,
+			2_000,
+		);
+		const { stdout } = await kubectl("get", "deployment", "metrics-server", "-n", "kube-system", "-o", "yaml");
+		expect(stdout).toContain("--kubelet-certificate-authority=");
+	});
+
+	it("is gone when it is not wanted", async () => {
+		await turn(false);
+		await eventually(async () => {
+			const kinds = "apiservices,deployments,services,clusterroles";
+			const { stdout } = await kubectl("get", kinds, "-A", "-l", "groundplane.io/addon", "-o", "name");
+			expect(stdout.trim()).toBe("");
+		}, 120_000);
 	});
 });
 

@@ -219,7 +219,9 @@ function Settings({ cluster: { spec, status }, created }: { cluster: Cluster; cr
 				{network.serviceSubnet} <span className="gp-subtle">{network.dnsDomain}</span>
 			</Entry>
 			<Entry term="Add-ons">
-				{[addons.coredns && "CoreDNS", addons.kubeProxy && "kube-proxy"].filter(Boolean).join(", ") || "none"}
+				{[addons.coredns && "CoreDNS", addons.kubeProxy && "kube-proxy", addons.metricsServer && "metrics-server"]
+					.filter(Boolean)
+					.join(", ") || "none"}
 			</Entry>
 			<Entry term="At once">
 				{upgradePolicy.maxUnavailableWorkers === 1 ? "1 worker" : `${upgradePolicy.maxUnavailableWorkers} workers`} out
