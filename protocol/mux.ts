@@ -7,11 +7,12 @@ import {
 	type FrameSink,
 	FrameType,
 	HEADER_BYTES,
+	MAX_DATA_BYTES,
 	protocolError,
 } from "./frames.ts";
 import { type HelloIdentity, parseHelloIdentity } from "./hello.ts";
 import { type Lane, lanes, type StreamHost, TunnelStream } from "./stream.ts";
-import type { Transport } from "./transport.ts";
+import { BATCH_BYTES, type Transport } from "./transport.ts";
 import { WindowBudget, type WindowLimits } from "./window.ts";
 
 /**
@@ -54,7 +55,7 @@ export interface GoAway {
 }
 
 export interface SessionLimits extends WindowLimits {
-	/** Bytes that are handed to the transport ahead of time. */
+	/** While so much has not left the transport it is given no more: less than a batch, so that one is on its way at a time. */
 	inTransport: number;
 	/** Small frames that may wait for a peer that doesn't read. */
 	maxControlBytes: number;
@@ -73,7 +74,7 @@ export const defaultLimits: SessionLimits = {
 	maxWindow: 4 * 1024 * 1024,
 	budget: 64 * 1024 * 1024,
 	minWindow: 16 * 1024,
-	inTransport: 256 * 1024,
+	inTransport: 64 * 1024,
 	maxControlBytes: 1024 * 1024,
 	helloMs: 10_000,
 	openMs: 10_000,
@@ -131,8 +132,6 @@ export interface SessionStats {
 	stalledMs: number;
 }
 
-/** What goes to the transport at once, with all its headers: four whole TLS records (RFC 8446 §5.1), so that none is a short one. */
-const BATCH = 64 * 1024;
 /** Less of a batch is not worth a frame of its own. */
 const LEAST_ROOM = 1024;
 /** A stream's turn: at most this much where others of its lane wait. */
@@ -705,8 +704,8 @@ export class Session extends EventEmitter<SessionEvents> {
 					bytes += this.#takeControl(batch);
 					const stream = this.#next();
 					if (stream === undefined) break;
-					bytes += this.#takeTurn(stream, batch, Math.max(LEAST_ROOM, BATCH - bytes) - HEADER_BYTES);
-				} while (bytes + LEAST_ROOM <= BATCH);
+					bytes += this.#takeTurn(stream, batch, Math.max(LEAST_ROOM, BATCH_BYTES - bytes) - HEADER_BYTES);
+				} while (bytes + LEAST_ROOM <= BATCH_BYTES);
 				if (batch.length === 0) break;
 				this.#transport.send(batch, bytes - (this.#transport.overhead ?? 0));
 			}
@@ -759,7 +758,7 @@ export class Session extends EventEmitter<SessionEvents> {
 	#takeTurn(stream: TunnelStream, batch: Buffer[], room: number): number {
 		stream.queued = false;
 		const alone = this.#lanes[stream.lane].length === 0;
-		const { parts, bytes, end } = stream.nextTurn(alone ? room : Math.min(room, QUANTA[stream.lane]));
+		const { parts, bytes, end } = stream.nextTurn(Math.min(room, alone ? MAX_DATA_BYTES : QUANTA[stream.lane]));
 		let total = 0;
 		if (bytes > 0) {
 			batch.push(encodeHeader(FrameType.DATA, stream.id, bytes), ...parts);

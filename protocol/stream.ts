@@ -7,8 +7,9 @@ import type { Round } from "./window.ts";
 export const lanes = ["control", "interactive", "bulk"] as const;
 export type Lane = (typeof lanes)[number];
 
-/** Credit goes back in pieces of about this much: each is a TLS record and a system call, but what is held back stands still. */
+/** Credit goes back in pieces of about this much, and this part of a window: each is a TLS record and a system call at both ends, but what is held back stands still. */
 const CREDIT_STEP = 128 * 1024;
+const CREDIT_PART = 1 / 4;
 
 /** What a stream asks of its session. */
 export interface StreamHost {
@@ -184,11 +185,9 @@ export class TunnelStream extends Duplex {
 	/** Credit goes back only for what the consumer has taken. */
 	#giveBack(): void {
 		if (this.silenced || this.#endReceived) return;
-		const unread = this.readableLength;
-		if (unread === 0) this.#surcharge = 0;
-		const consumed = this.#spent - unread - this.#surcharge;
-		if (consumed + this.window - this.#given < Math.min(this.window / 2, Math.max(CREDIT_STEP, this.window / 16)))
-			return;
+		const consumed = this.#consumed;
+		const step = Math.min(this.window / 2, Math.max(CREDIT_STEP, this.window * CREDIT_PART));
+		if (consumed + this.window - this.#given < step) return;
 		this.#measure(consumed);
 		const due = consumed + this.window - this.#given;
 		if (due > 0) {
@@ -196,6 +195,13 @@ export class TunnelStream extends Duplex {
 			this.#host.giveCredit(this, due);
 		}
 		this.#reserve(Math.max(this.window, this.#given - consumed));
+	}
+
+	/** What the consumer has taken of what the peer has spent. */
+	get #consumed(): number {
+		const unread = this.readableLength;
+		if (unread === 0) this.#surcharge = 0;
+		return this.#spent - unread - this.#surcharge;
 	}
 
 	/** When a whole window has been consumed it is judged. */
@@ -219,9 +225,10 @@ export class TunnelStream extends Duplex {
 	receiveRelease(amount: number): boolean {
 		this.#given -= amount;
 		if (this.#given < this.#spent) return false;
-		this.window = Math.max(1, this.window - amount);
+		// What is left is the window: credit that was held back, or that a window which shrank had given before, is not to be made up for.
+		this.window = Math.max(1, this.#given - this.#consumed);
 		this.#bestRate = 0;
-		this.#reserve(Math.max(0, this.reserved - amount));
+		this.#reserve(this.window);
 		return true;
 	}
 

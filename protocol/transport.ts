@@ -22,6 +22,12 @@ export interface TransportHandlers {
 	onClose(error?: Error): void;
 }
 
+/**
+ * What a session hands over at once, with all headers: eight whole TLS records (RFC 8446 §5.1), so that none is a short one. Each batch
+ * costs a turn of the event loop and a system call.
+ */
+export const BATCH_BYTES = 128 * 1024;
+
 /** How long a peer may take over an orderly end. */
 export const LINGER_MS = 5_000;
 

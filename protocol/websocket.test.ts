@@ -1,10 +1,13 @@
-import { randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { createServer, type IncomingMessage } from "node:http";
+import { createServer as createHttpsServer } from "node:https";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import type { Duplex } from "node:stream";
+import { connect as connectTls } from "node:tls";
 import fc from "fast-check";
 import { afterEach, expect, test, vi } from "vitest";
 import { WebSocket, WebSocketServer } from "ws";
+import { regionCertificates } from "../test/support/certificates.ts";
 import { GroundplaneError } from "./errors.ts";
 import type { Transport } from "./transport.ts";
 import { acceptWebSocket, applyMask, requestWebSocket, WebSocketParser } from "./websocket.ts";
@@ -105,6 +108,47 @@ test("our server and the ws library's client understand each other, masks and cu
 	expect(await code).toBe(1000);
 	expect(await ended.promise).toBeUndefined();
 });
+
+test("over TLS the memory of what has left is used again, and every byte arrives as it was written", async () => {
+	const certificates = await regionCertificates("");
+	const { cert, key, ca } = await certificates.issueService("tunnel");
+	const http = createHttpsServer({ cert, key });
+	cleanups.push(() => {
+		http.close();
+		http.closeAllConnections();
+	});
+	const hash = createHash("sha256");
+	let arrived = 0;
+	http.on("upgrade", (incoming, socket, head) => {
+		const transport = acceptWebSocket(incoming, socket, head, { subprotocol: "p" });
+		const onBytes = (chunk: Buffer) => {
+			hash.update(chunk);
+			arrived += chunk.length;
+		};
+		transport.start({ onBytes, onSent: () => {}, onClose: () => {} });
+	});
+	await new Promise<void>((resolve) => http.listen(0, "127.0.0.1", resolve));
+	const { port } = http.address() as AddressInfo;
+	const socket = connectTls({ port, host: "127.0.0.1", servername: "localhost", ca });
+	cleanups.push(() => socket.destroy());
+	await new Promise<void>((resolve) => socket.once("secureConnect", resolve));
+	const { transport } = await requestWebSocket(socket, wanted);
+	if (transport === undefined) throw new Error("no WebSocket");
+	const sent = createHash("sha256");
+	let left = 120;
+	const fill = () => {
+		// Up to three at a time, so that some wait while the memory of others comes back.
+		while (left > 0 && transport.buffered < 300_000) {
+			const message = randomBytes([100_000, 131_000, 3_000, 70_000][left-- % 4] as number);
+			sent.update(message);
+			transport.send([message.subarray(0, 8), message.subarray(8)], message.length);
+		}
+	};
+	transport.start({ onBytes: () => {}, onSent: fill, onClose: () => {} });
+	fill();
+	await vi.waitFor(() => expect(arrived).toBe(30 * (100_000 + 131_000 + 3_000 + 70_000)), { timeout: 20_000 });
+	expect(hash.digest("hex")).toBe(sent.digest("hex"));
+}, 30_000);
 
 test("what came with the handshake is not lost, and nothing is read before the transport is started", async () => {
 	const port = await server((incoming, socket, head) => {

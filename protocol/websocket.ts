@@ -1,9 +1,10 @@
 import { createHash, randomBytes } from "node:crypto";
 import { request as httpRequest, type IncomingHttpHeaders, type IncomingMessage } from "node:http";
 import type { Duplex } from "node:stream";
+import { TLSSocket } from "node:tls";
 import { GroundplaneError } from "./errors.ts";
 import { protocolError } from "./frames.ts";
-import { LINGER_MS, type Transport, type TransportHandlers } from "./transport.ts";
+import { BATCH_BYTES, LINGER_MS, type Transport, type TransportHandlers } from "./transport.ts";
 
 /**
  * WebSocket (RFC 6455) as far as the tunnel needs it: binary messages over a TLS socket, without extensions.
@@ -20,8 +21,6 @@ const MAX_CONTROL_PAYLOAD = 125;
 const ACCEPT_SUFFIX = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /** A peer that asks and doesn't read gets no more answers while this much waits. */
 const MAX_WAITING_PONGS = 64 * 1024;
-/** Parts shorter than this are put together with their neighbours: one short copy is cheaper than one more buffer on its way to TLS. */
-const SHORT_PART = 512;
 /** No answer to an upgrade is longer; what is beyond is dropped. */
 const MAX_BODY = 64 * 1024;
 
@@ -163,23 +162,47 @@ export function applyMask(data: Buffer, key: Uint8Array, phase: number): void {
 
 const ZERO_KEY = Buffer.alloc(4);
 
-function encodeHeader(opcode: number, length: number, key: Uint8Array | undefined): Buffer {
-	const size = 2 + (length > 0xffff ? 8 : length > MAX_CONTROL_PAYLOAD ? 2 : 0) + (key === undefined ? 0 : 4);
-	const header = Buffer.allocUnsafe(size);
+/**
+ * A whole message in one piece. Node's TLS encrypts one piece from where it lies; several it first puts together, in memory that it
+ * makes anew each time.
+ */
+function encode(opcode: number, parts: readonly Buffer[], bytes: number, key: Uint8Array | undefined): Buffer {
+	const size = 2 + (bytes > 0xffff ? 8 : bytes > MAX_CONTROL_PAYLOAD ? 2 : 0) + (key === undefined ? 0 : 4);
+	const message = takeMemory(size + bytes);
 	const masked = key === undefined ? 0 : 0x80;
-	header[0] = 0x80 | opcode;
-	if (length > 0xffff) {
-		header[1] = masked | 127;
-		header.writeUInt16BE(0, 2);
-		header.writeUIntBE(length, 4, 6);
-	} else if (length > MAX_CONTROL_PAYLOAD) {
-		header[1] = masked | 126;
-		header.writeUInt16BE(length, 2);
+	message[0] = 0x80 | opcode;
+	if (bytes > 0xffff) {
+		message[1] = masked | 127;
+		message.writeUInt16BE(0, 2);
+		message.writeUIntBE(bytes, 4, 6);
+	} else if (bytes > MAX_CONTROL_PAYLOAD) {
+		message[1] = masked | 126;
+		message.writeUInt16BE(bytes, 2);
 	} else {
-		header[1] = masked | length;
+		message[1] = masked | bytes;
 	}
-	if (key !== undefined) header.set(key, size - 4);
-	return header;
+	if (key !== undefined) message.set(key, size - 4);
+	let at = size;
+	for (const part of parts) {
+		message.set(part, at);
+		at += part.length;
+	}
+	if (key !== undefined && key !== ZERO_KEY) applyMask(message.subarray(size), key, 0);
+	return message;
+}
+
+/** Memory of full batches that have left, for those to come: of all connections together, and not much. */
+const spare: Buffer[] = [];
+const MAX_SPARE = 8;
+
+function takeMemory(size: number): Buffer {
+	if (size <= BATCH_BYTES / 2 || size > BATCH_BYTES) return Buffer.allocUnsafe(size);
+	return (spare.pop() ?? Buffer.allocUnsafeSlow(BATCH_BYTES)).subarray(0, size);
+}
+
+function giveMemory({ length, buffer }: Buffer): void {
+	if (length <= BATCH_BYTES / 2 || buffer.byteLength !== BATCH_BYTES || spare.length >= MAX_SPARE) return;
+	spare.push(Buffer.from(buffer as ArrayBuffer));
 }
 
 /** A transport over a socket whose WebSocket handshake is done. `head` is what came with the handshake. */
@@ -188,6 +211,8 @@ function webSocketTransport(
 	{ role, masked, head }: { role: "client" | "server"; masked: boolean; head: Buffer },
 ): Transport {
 	let handlers: TransportHandlers | undefined;
+	/** What was written is encrypted into other memory before `write` calls back; another kind of stream may hand it on as it is. */
+	const copies = socket instanceof TLSSocket;
 	let failure: Error | undefined;
 	let closeSent = false;
 	let over = false;
@@ -197,16 +222,12 @@ function webSocketTransport(
 		socket.destroy();
 	});
 
+	const key = (): Uint8Array | undefined => (role === "server" ? undefined : masked ? randomBytes(4) : ZERO_KEY);
 	const write = (opcode: number, payload: Buffer): void => {
 		if (socket.destroyed || socket.writableEnded) return;
-		if (role === "server") socket.write(Buffer.concat([encodeHeader(opcode, payload.length, undefined), payload]));
-		else socket.write(Buffer.concat(mask(opcode, [payload], payload.length)));
-	};
-	const mask = (opcode: number, parts: readonly Buffer[], bytes: number): Buffer[] => {
-		const key = randomBytes(4);
-		const payload = Buffer.concat(parts, bytes);
-		applyMask(payload, key, 0);
-		return [encodeHeader(opcode, bytes, key), payload];
+		socket.write(encode(opcode, [payload], payload.length, role === "server" ? undefined : randomBytes(4)), () =>
+			handlers?.onSent(),
+		);
 	};
 	const close = (code: number): void => {
 		if (closeSent) return;
@@ -262,19 +283,17 @@ function webSocketTransport(
 			socket.on("end", () => socket.end());
 			socket.on("close", () => handlers?.onClose(failure));
 			if (socket.destroyed) setImmediate(() => handlers?.onClose(failure));
-			socket.on("drain", given.onSent);
 			if (head.length > 0) onBytes(head);
 			socket.on("data", onBytes);
 		},
 		send(parts, bytes) {
 			if (closeSent || socket.destroyed || socket.writableEnded) return;
-			const out = masked
-				? mask(opcodes.binary, parts, bytes)
-				: together(encodeHeader(opcodes.binary, bytes, role === "client" ? ZERO_KEY : undefined), parts);
-			socket.cork();
-			for (let index = 0; index < out.length - 1; index++) socket.write(out[index] as Buffer);
-			socket.write(out.at(-1) as Buffer, handlers?.onSent);
-			socket.uncork();
+			const message = encode(opcodes.binary, parts, bytes, key());
+			socket.write(message, (error) => {
+				if (error) return;
+				if (copies) giveMemory(message);
+				handlers?.onSent();
+			});
 		},
 		end() {
 			close(closeCodes.normal);
@@ -283,25 +302,6 @@ function webSocketTransport(
 			socket.destroy();
 		},
 	};
-}
-
-/** The header and the parts, with runs of short ones put together. */
-function together(header: Buffer, parts: readonly Buffer[]): Buffer[] {
-	const out: Buffer[] = [];
-	let run = [header];
-	const flush = () => {
-		if (run.length > 0) out.push(run.length === 1 ? (run[0] as Buffer) : Buffer.concat(run));
-		run = [];
-	};
-	for (const part of parts) {
-		if (part.length < SHORT_PART) run.push(part);
-		else {
-			flush();
-			out.push(part);
-		}
-	}
-	flush();
-	return out;
 }
 
 /**
@@ -355,7 +355,7 @@ export interface WebSocketRequest {
 	/**
 	 * Mask with a random key. RFC 6455 §5.3 wants that so that nobody who chooses what is sent can choose the bytes that a
 	 * proxy sees, and make it take them for an HTTP request (§10.3). Where TLS ends at the gateway no proxy sees any,
-	 * so the key is zero there: that is a legal frame for every receiver, and nothing has to be copied. Set it wherever
+	 * so the key is zero there: that is a legal frame for every receiver, and needs no pass over the data. Set it wherever
 	 * something on the way may open up TLS.
 	 */
 	masked?: boolean;

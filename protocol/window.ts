@@ -23,7 +23,7 @@ export interface Round {
 }
 
 /** A window that takes longer than this to be used up, and than four round trips, is not what limits. */
-const QUICK_MS = 50;
+const QUICK_MS = 1;
 /** An enlarged window is worth it when it makes the stream this much faster. */
 const GAIN = 1.2;
 /** This part of the budget stays free for streams to come. */
@@ -72,8 +72,8 @@ export class WindowBudget {
 
 	/**
 	 * The window of a stream after a round. It doubles as long as that makes the stream faster, so it comes to hold about two
-	 * bandwidth-delay products, measured with everything in them (the line, the kernels, waiting for a processor), and not more:
-	 * what a line can't take would only stand in a queue before what is urgent. It is halved when the budget runs out.
+	 * bandwidth-delay products, and not more: what a line can't take would only stand in a queue before what is urgent. Over a short
+	 * line that is the kernels' buffers, where a window that takes longer than a millisecond makes everybody wait that long. It is halved when the budget runs out.
 	 */
 	tune({ window, bytes, elapsedMs, bestRate }: Round, rttMs: number): Pick<Round, "window" | "bestRate"> {
 		const { initialWindow, minWindow, maxWindow, budget } = this.#limits;
