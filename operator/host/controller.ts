@@ -12,7 +12,7 @@ const MANAGER = "groundplane-host";
 /** How soon a host that is being deleted is looked at again. */
 const DELETING_MS = 5_000;
 /** How long a host that has just enrolled may take to dial in before it is said that it did not. */
-const ARRIVING_MS = 3_000;
+const ARRIVING_MS = 10_000;
 
 /** Sums up each host in `Ready` and `phase`, and lets a deleted one go when it is clean. */
 export function createHostController(deps: ControllerDeps): Controller<Host> {
