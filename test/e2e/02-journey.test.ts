@@ -9,7 +9,7 @@ import { DEMO_KUBERNETES } from "../../hack/demo/manifests.ts";
 import { demo, eventually, HOSTS, withHosts, withRegion } from "./support/demo.ts";
 import { portForward } from "./support/port-forward.ts";
 import { saveSnapshots } from "./support/snapshots.ts";
-import { fetchScript, importImage, webManifests } from "./support/workload.ts";
+import { fetchScript, importImage, turnMetricsServer, webManifests } from "./support/workload.ts";
 
 /** What a user does, from an empty machine to kubectl through the tunnel. */
 describe("the journey", () => {
@@ -161,6 +161,12 @@ describe("kubectl through the tunnel", () => {
 			child.kill();
 			await kubectl(["delete", "configmap", "watched", "--ignore-not-found"]);
 		}
+	});
+
+	it("takes an add-on while it runs", async () => {
+		await turnMetricsServer(true);
+		// What it answers is asked for in 04-monitoring, when it has had its time.
+		await eventually(() => kubectl(["get", "deployment", "metrics-server", "-n", "kube-system"]), 120_000);
 	});
 });
 

@@ -5,6 +5,7 @@ import { tool } from "../../hack/builder/tools.ts";
 import { run } from "../../hack/lib/exec.ts";
 import { demo, eventually, HOSTS, withCluster } from "./support/demo.ts";
 import { type Forward, portForward } from "./support/port-forward.ts";
+import { turnMetricsServer } from "./support/workload.ts";
 
 /** What the provider's operator sees in Grafana comes from these queries: each must have something to show. */
 describe("the dashboard", () => {
@@ -39,16 +40,11 @@ describe("the dashboard", () => {
 });
 
 describe("the add-on metrics-server", () => {
-	const turn = (on: boolean) =>
-		demo.kubectl([
-			...["patch", "cluster", "demo", "-n", demo.namespace, "--type=merge"],
-			...["-p", JSON.stringify({ spec: { addons: { metricsServer: on } } })],
-		]);
 	const kubectl = (...args: string[]) => demo.clusterKubectl("demo", args);
 	beforeAll(withCluster);
 
 	it("is there when it is wanted, and trusts every kubelet by the cluster's CA", async () => {
-		await turn(true);
+		await turnMetricsServer(true);
 		await eventually(
 			async () => {
 				const { stdout } = await kubectl("top", "nodes", "--no-headers");
@@ -63,7 +59,7 @@ describe("the add-on metrics-server", () => {
 	});
 
 	it("is gone when it is not wanted", async () => {
-		await turn(false);
+		await turnMetricsServer(false);
 		await eventually(async () => {
 			const kinds = "apiservices,deployments,services,clusterroles";
 			const { stdout } = await kubectl("get", kinds, "-A", "-l", "groundplane.io/addon", "-o", "name");

@@ -72,3 +72,10 @@ export const fetchScript = `
 	require("node:http").get(process.argv[1], { agent: false, timeout: 5000 }, (response) => response.pipe(process.stdout))
 		.on("timeout", function () { this.destroy(new Error("no answer")); })
 		.on("error", (error) => { console.error(error.message); process.exit(1); });`;
+
+/** Switches the demo cluster's metrics-server on or off. */
+export const turnMetricsServer = (on: boolean) =>
+	demo.kubectl([
+		...["patch", "cluster", "demo", "-n", demo.namespace, "--type=merge"],
+		...["-p", JSON.stringify({ spec: { addons: { metricsServer: on } } })],
+	]);
