@@ -13,6 +13,7 @@ import type { Host } from "../../crds/host.ts";
 import { ConnectAgent } from "../../operator/kube/proxy.ts";
 import type { Reflector } from "../../operator/kube/reflector.ts";
 import { GroundplaneError } from "../../protocol/errors.ts";
+import { splice } from "../../protocol/splice.ts";
 import { type Auth, mayDo, type User } from "../kit/auth.ts";
 import { publicError, requestId } from "../kit/http.ts";
 import type { Log } from "../kit/log.ts";
@@ -163,7 +164,7 @@ export class KubeProxy {
 		writeHead(socket, 101, answer.headers);
 		if (streamHead?.length) socket.write(streamHead);
 		if (head.length > 0) stream.write(head);
-		join(socket, stream);
+		splice(socket, stream);
 	}
 
 	/** Who asks, whether they may, which cluster, and where it can be reached. */
@@ -434,16 +435,4 @@ function writeHead(socket: Duplex, status: number, headers: OutgoingHttpHeaders)
 		(Array.isArray(value) ? value : [value]).filter((one) => one !== undefined).map((one) => `${name}: ${one}`),
 	);
 	socket.write(`HTTP/1.1 ${status} ${STATUS_CODES[status] ?? ""}\r\n${lines.join("\r\n")}\r\n\r\n`);
-}
-
-/** Joins two byte streams; the end or the failure of one is the other's. */
-function join(a: Duplex, b: Duplex): void {
-	for (const [from, to] of [
-		[a, b],
-		[b, a],
-	] as const) {
-		from.pipe(to);
-		from.on("error", () => to.destroy());
-		from.once("close", () => to.destroy());
-	}
 }
