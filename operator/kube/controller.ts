@@ -202,7 +202,14 @@ export class Controller<T extends KubeObject> implements Runnable {
 		const { code, message, next } = asGroundplaneError(error);
 		this.#metrics.results.error.inc();
 		reconcileErrors.inc({ controller: this.name, code });
-		const facts = { key, code, err: message, next, retryIn: Math.round(retryIn), retries: this.#queue.retries(key) };
+		const facts = {
+			object: key,
+			code,
+			err: message,
+			next,
+			retryIn: Math.round(retryIn),
+			retries: this.#queue.retries(key),
+		};
 		// A conflict is how optimistic locking says "read again": it is no news unless it lasts.
 		if (isConflict(error) && this.#queue.retries(key) < 5) this.#log.debug(facts, "conflict, trying again");
 		else if (code === "Internal") this.#log.error({ ...facts, stack: (error as Error).stack }, "reconciliation failed");

@@ -272,7 +272,7 @@ export class Reflector<T extends KubeObject> {
 	#outOfOrder(object: T): void {
 		const held = this.#store.get(keyOf(object))?.metadata.resourceVersion;
 		if (held !== undefined && !isOlder(held, object.metadata.resourceVersion)) return;
-		this.#log.warn({ key: keyOf(object) }, "an event came out of order, listing again");
+		this.#log.warn({ object: keyOf(object) }, "an event came out of order, listing again");
 		this.#relist.abort();
 	}
 
@@ -362,7 +362,7 @@ export class Reflector<T extends KubeObject> {
 				handler(change);
 			} catch (error) {
 				// A handler's fault must not end the watch of the others.
-				this.#log.error({ err: error, key: change.key }, "a change handler threw");
+				this.#log.error({ err: error, object: change.key }, "a change handler threw");
 			}
 		}
 	}
