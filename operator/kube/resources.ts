@@ -116,6 +116,7 @@ export const clusters = define<Cluster>(API_GROUP, API_VERSION, "clusters", "Clu
 
 export const namespaces = define<Namespace>("", "v1", "namespaces", "Namespace", false);
 export const nodes = define<Node>("", "v1", "nodes", "Node", false);
+export const persistentVolumeClaims = define<KubeObject>("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim");
 export const pods = define<Pod>("", "v1", "pods", "Pod");
 export const secrets = define<Secret>("", "v1", "secrets", "Secret");
 export const configMaps = define<ConfigMap>("", "v1", "configmaps", "ConfigMap");

@@ -13,6 +13,8 @@ import {
 	keyOf,
 	limitRanges,
 	namespaces,
+	persistentVolumeClaims,
+	pods,
 	type Resource,
 	regions,
 	resourceQuotas,
@@ -47,6 +49,8 @@ const RIGHTS_MS = 300;
 const LOOK_AGAIN_MS = 5_000;
 /** After helm the workloads' new generations take a moment to come by the watch. */
 const SETTLE_MS = 15_000;
+/** Beyond its grace period a pod takes a moment to be taken down. */
+const STOP_SLACK_MS = 5_000;
 const noRelease: Observed["release"] = { status: "none" };
 
 /** Steps after which everything is looked at again at once. */
@@ -180,6 +184,10 @@ export async function createRegionController(deps: ControllerDeps): Promise<Runn
 			case "delete-hosts":
 				for (const host of step.names) await client.delete(hosts, { name: host, namespace }, { signal });
 				return undefined;
+			case "delete-claims":
+				for (const claim of step.names)
+					await client.delete(persistentVolumeClaims, { name: claim, namespace }, { signal });
+				return undefined;
 			case "delete-namespace":
 				await client.delete(namespaces, { name: namespace }, { signal });
 				return undefined;
@@ -246,6 +254,9 @@ export async function createRegionController(deps: ControllerDeps): Promise<Runn
 			components: release.status === "none" && parts.length === 0 ? [] : withMissing(parts.map(componentOf)),
 			drifted: drifted(name, parts, release.appliedAt ?? 0),
 			...members,
+			...(readable && deleting && release.status === "none"
+				? await observeLeftovers(name, namespace, signal)
+				: { claims: [], stopping: 0 }),
 			leftInCore: deleting ? await leftInCore(name, signal) : 0,
 		};
 		return { seen, chartValues };
@@ -320,6 +331,26 @@ export async function createRegionController(deps: ControllerDeps): Promise<Runn
 			return false;
 		}
 		return [...current].some(([key, generation]) => generation !== (known.get(key) ?? generation));
+	}
+
+	/** What helm left: volumes, and pods that are yet to stop. One that is past its time is not waited for: its node may be gone. */
+	async function observeLeftovers(
+		name: string,
+		namespace: string,
+		signal: AbortSignal,
+	): Promise<Pick<Observed, "claims" | "stopping">> {
+		const ofRegion = { namespace, labelSelector: `${REGION_LABEL}=${name}`, signal };
+		const [volumes, running] = await Promise.all([
+			client.list(persistentVolumeClaims, ofRegion),
+			client.list(pods, ofRegion),
+		]);
+		const claims = volumes.items.filter(({ metadata }) => metadata.deletionTimestamp === undefined);
+		// The time of deletion is when the grace period ends (metav1.ObjectMeta).
+		const stopping = running.items.filter(
+			({ metadata: { deletionTimestamp } }) =>
+				deletionTimestamp === undefined || Date.parse(deletionTimestamp) + STOP_SLACK_MS > now(),
+		);
+		return { claims: claims.map(({ metadata }) => metadata.name), stopping: stopping.length };
 	}
 
 	async function leftInCore(name: string, signal: AbortSignal): Promise<number> {

@@ -52,6 +52,8 @@ const settled: Observed = {
 	drifted: false,
 	clusters: [],
 	hosts: [],
+	claims: [],
+	stopping: 0,
 	leftInCore: 0,
 };
 const failure = (job: "upgrade" | "uninstall", digest: string, retryAt: number) => ({
@@ -202,6 +204,24 @@ describe("the plan of a region", () => {
 			"does not stop at a helm that can't",
 			deleted,
 			failure("uninstall", "", now + minutes(9)),
+			{ do: "delete-namespace" },
+		],
+		[
+			"lets volumes go with the pods that use them",
+			deleted,
+			{ release: { status: "none" }, claims: ["a"], stopping: 2 },
+			{ do: "delete-claims", names: ["a"] },
+		],
+		[
+			"lets pods stop before the namespace goes",
+			deleted,
+			{ release: { status: "none" }, stopping: 2 },
+			{ do: "wait", reason: "Deleting" },
+		],
+		[
+			"does not wait for pods that helm could not remove",
+			deleted,
+			{ ...failure("uninstall", "", now + minutes(9)), claims: ["a"], stopping: 2 },
 			{ do: "delete-namespace" },
 		],
 		["deletes the namespace", deleted, { release: { status: "none" } }, { do: "delete-namespace" }],

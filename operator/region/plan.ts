@@ -56,6 +56,10 @@ export interface Observed {
 	readonly drifted: boolean;
 	readonly clusters: readonly { readonly name: string; readonly ready: boolean; readonly deleting: boolean }[];
 	readonly hosts: readonly { readonly name: string; readonly ready: boolean; readonly deleting: boolean }[];
+	/** Volumes of a region that goes, of which nobody has said yet that they go too: the chart keeps them. */
+	readonly claims: readonly string[];
+	/** Pods of the region that may still take their time to stop; looked at once helm has removed what they belong to. */
+	readonly stopping: number;
 	/** What of the region is left in the core namespace. */
 	readonly leftInCore: number;
 }
@@ -91,6 +95,7 @@ export type Step =
 	| { readonly do: "delete-clusters"; readonly names: readonly string[] }
 	| { readonly do: "delete-hosts"; readonly names: readonly string[] }
 	| { readonly do: "helm-uninstall" }
+	| { readonly do: "delete-claims"; readonly names: readonly string[] }
 	| { readonly do: "delete-namespace" }
 	| { readonly do: "delete-core" }
 	| { readonly do: "remove-finalizer" };
@@ -102,6 +107,8 @@ const REAPPLY_MS = 3_600_000;
 /** A workload that is missing or was changed is put back at most this often. */
 const REPAIR_MS = 300_000;
 const LOOK_AGAIN_MS = 5_000;
+/** What takes a few seconds and is told by no watch. */
+const SOON_MS = 1_000;
 
 const wait = (reason: Reason, message: string, again?: number): Step => ({
 	do: "wait",
@@ -228,9 +235,21 @@ function planDeletion(region: Region, seen: Observed): Step {
 	// Deleting the namespace takes everything with it: helm only makes it orderly, so its failure is no obstacle.
 	const uninstallFailed = seen.helm.failure?.job === "uninstall";
 	if (seen.namespace === "ours" && seen.release.status !== "none" && !uninstallFailed) return { do: "helm-uninstall" };
+	// A namespace controller that finds volumes in use looks again after 8 s, and one that finds pods after half of the longest
+	// time that one of them may take: a minute. So both go first.
+	if (seen.namespace === "ours" && seen.claims.length > 0 && !uninstallFailed) {
+		return { do: "delete-claims", names: seen.claims };
+	}
+	if (seen.namespace === "ours" && seen.stopping > 0 && !uninstallFailed) {
+		return wait(
+			"Deleting",
+			`Waiting until ${seen.stopping} ${seen.stopping === 1 ? "pod has" : "pods have"} stopped.`,
+			SOON_MS,
+		);
+	}
 	if (seen.namespace === "ours") return { do: "delete-namespace" };
 	if (seen.namespace === "terminating") {
-		return wait("Deleting", `Waiting until namespace region-${region.metadata.name} is gone.`, LOOK_AGAIN_MS);
+		return wait("Deleting", `Waiting until namespace region-${region.metadata.name} is gone.`, SOON_MS);
 	}
 	if (seen.leftInCore > 0) return { do: "delete-core" };
 	return { do: "remove-finalizer" };
