@@ -5,7 +5,7 @@ import { setTimeout as delay, setImmediate as turn } from "node:timers/promises"
 import fc from "fast-check";
 import { afterEach, expect, test, vi } from "vitest";
 import { GroundplaneError } from "./errors.ts";
-import { encodeFrame, FrameType } from "./frames.ts";
+import { encodeFrame, FrameParser, FrameType } from "./frames.ts";
 import {
 	duplexTransport,
 	type Lane,
@@ -444,6 +444,40 @@ test("windows grow when the round trip is what limits, and shrink to the least w
 		expect(await all).toMatchObject({ length: 300_000, complete: true });
 	}
 });
+
+test("windows are judged by the best round trip, not by the first answer of a process that has just started", async () => {
+	let time = 0;
+	let pings = 0;
+	const [peer, transport] = wire();
+	const session = new Session(transport, { role: "server", hello: hello("b"), now: () => time });
+	sessions.push(session);
+	const say = (frame: Buffer) => peer.send([frame], frame.length);
+	const parser = new FrameParser({
+		onFrame: (type, _stream, payload) => {
+			if (type !== FrameType.PING) return;
+			time += pings++ === 0 ? 100 : 0.2;
+			say(encodeFrame(FrameType.PONG, 0, payload));
+		},
+		onData: () => {},
+	});
+	peer.start({ onBytes: (chunk) => parser.push(chunk), onSent: () => {}, onClose: () => {} });
+	const theirs = accepted(session);
+	say(encodeFrame(FrameType.HELLO, 0, JSON.stringify({ ...hello("a"), versions: [1], capabilities: [], window: 1 })));
+	say(encodeFrame(FrameType.OPEN, 1, '{"service":"x","lane":"bulk","window":1}'));
+	const stream = await theirs;
+	await vi.waitFor(() => expect(session.rttMs).toBeLessThan(50), { timeout: 20_000 });
+	let received = 0;
+	stream.on("data", (chunk: Buffer) => {
+		received += chunk.length;
+		// A window takes 4 ms: much more than four round trips, much less than the first one.
+		time += chunk.length / 65_536;
+	});
+	for (let count = 0; count < 16; count++) {
+		say(encodeFrame(FrameType.DATA, 1, bytes(65_536)));
+		await vi.waitFor(() => expect(received).toBe((count + 1) * 65_536), { timeout: 20_000 });
+	}
+	expect(stream.window).toBe(256 * 1024);
+}, 60_000);
 
 test("a stream that has been quiet gives a large window back, and can be used after that", async () => {
 	// The clock stands still: every round is quick, so windows grow however busy the machine is.

@@ -136,6 +136,8 @@ export interface SessionStats {
 const LEAST_ROOM = 1024;
 /** A stream's turn: at most this much where others of its lane wait. */
 const QUANTA: Readonly<Record<Lane, number>> = { control: 16 * 1024, interactive: 16 * 1024, bulk: 64 * 1024 };
+/** So many pings come first, for one alone says little: the first answer of a process that has just started is late. */
+const FIRST_PINGS = 4;
 const MAX_SERVICE_LENGTH = 128;
 /** A lane that was passed over by this many bytes of higher lanes gets a turn. */
 const PASSED_OVER = 256 * 1024;
@@ -196,6 +198,10 @@ export class Session extends EventEmitter<SessionEvents> {
 	#pingNumber = 0;
 	readonly #pings: { resolve(ms: number): void; reject(error: GroundplaneError): void }[] = [];
 	#rtt: number | undefined;
+	/** The round trip without what stands in queues: the least of the last ones, about. */
+	#bestRtt: number | undefined;
+	/** There was a stream other than those of the control lane, which an idle host has as well. */
+	#carries = false;
 	#bytesIn: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#bytesOut: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#opened = 0;
@@ -234,7 +240,7 @@ export class Session extends EventEmitter<SessionEvents> {
 				this.#credits.set(stream.id, (this.#credits.get(stream.id) ?? 0) + amount);
 				this.#planTurn();
 			},
-			tune: (round) => this.#budget.tune(round, this.#rtt ?? 0),
+			tune: (round) => this.#budget.tune(round, this.#bestRtt ?? 0),
 			reserve: (change) => this.#budget.change(change),
 			abandoned: (stream, error) => {
 				this.#sendReset(stream.id, error);
@@ -471,8 +477,11 @@ export class Session extends EventEmitter<SessionEvents> {
 				if (this.#pingSentAt !== undefined && payload.length === 4 && payload.readUInt32BE(0) === this.#pingNumber) {
 					const sample = this.#now() - this.#pingSentAt;
 					this.#rtt = this.#rtt === undefined ? sample : this.#rtt + (sample - this.#rtt) / 4;
+					const best = this.#bestRtt ?? sample;
+					this.#bestRtt = sample < best ? sample : best + (sample - best) / 16;
 					this.#pingSentAt = undefined;
 					for (const { resolve } of this.#pings.splice(0)) resolve(sample);
+					this.#measureLine();
 				}
 				return;
 			case FrameType.GOAWAY: {
@@ -622,6 +631,8 @@ export class Session extends EventEmitter<SessionEvents> {
 		const stream = new TunnelStream(this.#host, { id, service, lane, credit, window });
 		this.#streams.set(id, stream);
 		this.#opened++;
+		this.#carries ||= lane !== "control";
+		this.#measureLine();
 		return stream;
 	}
 
@@ -674,6 +685,11 @@ export class Session extends EventEmitter<SessionEvents> {
 		payload.writeUInt32BE(this.#pingNumber, 0);
 		this.#pingSentAt = this.#now();
 		this.#send(FrameType.PING, 0, payload);
+	}
+
+	/** Learns the round trip that windows are judged by, when there is something to carry. */
+	#measureLine(): void {
+		if (this.#carries && this.#pingSentAt === undefined && this.#pingNumber < FIRST_PINGS) this.#sendPing();
 	}
 
 	#queue(stream: TunnelStream): void {

@@ -176,7 +176,7 @@ async function startLink(
 	return {
 		link,
 		stop: end,
-		up: () => vi.waitFor(() => expect(link.session).toBeDefined(), { timeout: 10_000, interval: 10 }),
+		up: () => vi.waitFor(() => expect(link.session).toBeDefined(), { timeout: 30_000, interval: 10 }),
 	};
 }
 
