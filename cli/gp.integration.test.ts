@@ -207,7 +207,7 @@ test("another version: planned, refused, begun, waited for until it stops; and a
 		);
 	await status({});
 	const plan = await ok(["cluster", "upgrade", "demo", "v1.37.1", "--dry-run"]);
-	expect(plan).toMatch(/^demo: v1.36.3 → v1.37.1, about 4 min$/m);
+	expect(plan).toMatch(/^demo: v1.36.3 → v1.37.1, about 2 min$/m);
 	expect(plan).toMatch(
 		/^1 +a +control-plane +50s +etcd snapshot, drain, v1.36.3 → v1.37.1, node, API server and etcd checked$/m,
 	);
