@@ -53,6 +53,8 @@ const CRASHES = 3;
 const LOOK_MS = 1000;
 /** For how long a part of a control plane may end by itself. An API server that has no limit for watches waits a minute for them. */
 const END_MS = 5_000;
+/** For how long the parts of a node may be exchanged: an agent that is stopped meanwhile finishes that first. */
+const REPLACE_MS = 25_000;
 /** kubeadm's static pods, in the order in which they stop: an API server that has lost its etcd lets everybody hang. */
 const STATIC_PODS = [["kube-apiserver", "kube-controller-manager", "kube-scheduler"], ["etcd"]] as const;
 
@@ -254,7 +256,10 @@ export function mayGoOnToEtcd(running: string, next: string): boolean {
  * static pod anew, and a kubelet of another minor, which counts their digests otherwise, makes all of them once more.
  */
 async function replace(manifests: ReadonlyMap<string, string>, kubelet: string, context: StepContext): Promise<void> {
-	const { exec, signal } = context;
+	context.signal.throwIfAborted();
+	// Nothing breaks it off from here on: an agent that is told to stop has 30 s (gp-agent.service), and would leave a node that rests.
+	const unbroken: StepContext = { ...context, signal: AbortSignal.timeout(REPLACE_MS) };
+	const { exec, signal } = unbroken;
 	const changed: string[] = [];
 	for (const [name, content] of manifests) if ((await readManifest(name)) !== content) changed.push(name);
 	const another = minorsBetween(versionOfKubelet(await readlink(KUBELET)), versionOfKubelet(kubelet)) > 0;
@@ -264,11 +269,11 @@ async function replace(manifests: ReadonlyMap<string, string>, kubelet: string, 
 		for (const names of STATIC_PODS)
 			await end(
 				names.filter((name) => ended.includes(`${name}.yaml`)),
-				context,
+				unbroken,
 			);
 		for (const name of changed) await writeDurable(join(MANIFESTS, name), manifests.get(name) ?? "", 0o600);
 	}
-	await startKubelet(kubelet, context);
+	await startKubelet(kubelet, unbroken);
 }
 
 const versionOfKubelet = (path: string) => path.split("/").at(-2) ?? "";
