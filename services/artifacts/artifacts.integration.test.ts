@@ -7,11 +7,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { zstdCompressSync, zstdDecompressSync } from "node:zlib";
-import { CompactSign, SignJWT } from "jose";
+import { CompactSign } from "jose";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { agentConfig } from "../../protocol/messages.ts";
 import { RELEASE_MANIFEST_TYPE } from "../../protocol/release.ts";
 import { regionCertificates } from "../../test/support/certificates.ts";
+import { startIssuer } from "../../test/support/issuer.ts";
 import { freePort } from "../../test/support/ports.ts";
 import { createInternalClient } from "../kit/internal.ts";
 import { createLog } from "../kit/log.ts";
@@ -74,16 +75,11 @@ async function startWorld() {
 	await writeFile(at("console/index.html"), "<!doctype html>");
 	await writeFile(at("console/assets/app-123.js"), "0");
 
-	const issuerKey = generateKeyPairSync("ec", { namedCurve: "P-256" });
 	const others = createServer(
 		{ ...(await certificates.issueService("hosts")), requestCert: true, rejectUnauthorized: false },
 		async (request, response) => {
 			const answer = (status: number, body: unknown) =>
 				response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
-			if (request.url !== "/internal/v1/join-tokens/verify") {
-				const key = { ...issuerKey.publicKey.export({ format: "jwk" }), kid: "a", alg: "ES256" };
-				return answer(200, { keys: [key] });
-			}
 			let body = "";
 			for await (const chunk of request) body += chunk;
 			if (JSON.parse(body).token === GOOD)
@@ -95,6 +91,7 @@ async function startWorld() {
 	const othersUrl = `https://127.0.0.1:${(others.address() as AddressInfo).port}`;
 
 	const domain = `localhost:${port}`;
+	const issuer = await startIssuer(domain, certificates);
 	const stop = new AbortController();
 	const tlsDir = await certificates.service("artifacts");
 	const running = await startService(artifactsService, {
@@ -104,7 +101,7 @@ async function startWorld() {
 			PORT: String(port),
 			HEALTH_PORT: "0",
 			TLS_DIR: tlsDir,
-			JWKS_URL: othersUrl,
+			JWKS_URL: issuer.url,
 			HOSTS_URL: othersUrl,
 			BUNDLE_DIRS: at("root"),
 			PACKAGES_DIR: at("packages"),
@@ -129,20 +126,12 @@ async function startWorld() {
 		url: (path: string) => `https://127.0.0.1:${port}${path}`,
 		asTunnel: await client("tunnel"),
 		asFront: await client("front"),
-		user: async () => {
-			const token = await new SignJWT({ name: "alice", roles: ["viewer"] })
-				.setProtectedHeader({ alg: "ES256", typ: "at+jwt", kid: "a" })
-				.setSubject("1")
-				.setIssuer(`https://${domain}/auth`)
-				.setAudience(`https://${domain}/api`)
-				.setExpirationTime("5m")
-				.sign(issuerKey.privateKey);
-			return { authorization: `Bearer ${token}` };
-		},
+		user: async () => ({ authorization: `Bearer ${await issuer.token("alice", ["viewer"])}` }),
 		async close() {
 			stop.abort();
 			await running.stopped;
 			others.close();
+			issuer.close();
 			await rm(directory, { recursive: true, force: true });
 		},
 	};

@@ -1,5 +1,4 @@
 import { execFile, spawn } from "node:child_process";
-import { generateKeyPairSync } from "node:crypto";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import http, { type IncomingHttpHeaders } from "node:http";
 import https from "node:https";
@@ -9,13 +8,13 @@ import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
 import { promisify } from "node:util";
-import { type CryptoKey, SignJWT } from "jose";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { parse, parseAllDocuments, stringify } from "yaml";
 import { tool } from "../../hack/builder/tools.ts";
 import { clusters, hosts, type Resource } from "../../operator/kube/resources.ts";
 import { startApiServer, type TestApiServer } from "../../test/support/apiserver.ts";
 import { type RegionCertificates, regionCertificates } from "../../test/support/certificates.ts";
+import { startIssuer, type TestIssuer } from "../../test/support/issuer.ts";
 import { createLog } from "../kit/log.ts";
 import { type RunningService, startService } from "../kit/service.ts";
 import { clustersService } from "./service.ts";
@@ -24,7 +23,6 @@ const run = promisify(execFile);
 const directory = mkdtempSync(join(tmpdir(), "gp-clusters-"));
 const namespace = "region-demo";
 const domain = "demo.example.com";
-const { privateKey, publicKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
 const servers: (http.Server | https.Server)[] = [];
 const lines: string[] = [];
 const stop = new AbortController();
@@ -42,16 +40,8 @@ const listen = async (server: http.Server | https.Server) => {
 	return (server.address() as AddressInfo).port;
 };
 
-/** An access token as auth signs it. */
-const token = (name: string, roles: string[], { lifetime = 600, audience = `https://${domain}/api` } = {}) =>
-	new SignJWT({ name, roles })
-		.setProtectedHeader({ alg: "ES256", typ: "at+jwt", kid: "one" })
-		.setIssuer(`https://${domain}/auth`)
-		.setAudience(audience)
-		.setSubject(`id-of-${name}`)
-		.setIssuedAt()
-		.setExpirationTime(Math.floor(Date.now() / 1000) + lifetime)
-		.sign(privateKey as unknown as CryptoKey);
+let issuer: TestIssuer;
+const token: TestIssuer["token"] = (...given) => issuer.token(...given);
 
 beforeAll(async () => {
 	[kube, kubectl, certificates] = await Promise.all([
@@ -162,11 +152,7 @@ beforeAll(async () => {
 	await cluster("down", ["cp-dead"]);
 	await cluster("young", []);
 
-	const jwk = { ...publicKey.export({ format: "jwk" }), kid: "one", alg: "ES256", use: "sig" };
-	const authTls = await certificates.issueService("auth");
-	const authPort = await listen(
-		https.createServer(authTls, (_request, response) => void response.end(JSON.stringify({ keys: [jwk] }))),
-	);
+	issuer = await startIssuer(domain, certificates);
 	const kubeconfigFile = join(directory, "kubeconfig");
 	writeFileSync(
 		kubeconfigFile,
@@ -192,7 +178,7 @@ beforeAll(async () => {
 			PORT: "0",
 			HEALTH_PORT: "0",
 			TLS_DIR: await certificates.service("clusters"),
-			JWKS_URL: `https://localhost:${authPort}/auth/jwks`,
+			JWKS_URL: issuer.url,
 			TUNNEL_URL: `https://localhost:${tunnelPort}`,
 			KUBECONFIG: kubeconfigFile,
 		},
@@ -204,6 +190,7 @@ beforeAll(async () => {
 afterAll(async () => {
 	stop.abort();
 	await service?.stopped;
+	issuer?.close();
 	for (const server of servers) {
 		server.closeAllConnections();
 		server.close();

@@ -1,8 +1,6 @@
 import "reflect-metadata";
 import { createHash, generateKeyPairSync, randomBytes, webcrypto, X509Certificate } from "node:crypto";
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:https";
-import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -10,7 +8,7 @@ import { jetstreamManager } from "@nats-io/jetstream";
 import type { Subscription } from "@nats-io/nats-core";
 import { connect } from "@nats-io/transport-node";
 import * as x509 from "@peculiar/x509";
-import { compactVerify, createLocalJWKSet, SignJWT } from "jose";
+import { compactVerify, createLocalJWKSet } from "jose";
 import pg from "pg";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Host } from "../../crds/host.ts";
@@ -19,6 +17,7 @@ import type { DesiredState } from "../../protocol/desired-state.ts";
 import type { EnrollRequest, EnrollResponse, UpMessage } from "../../protocol/messages.ts";
 import { startApiServer } from "../../test/support/apiserver.ts";
 import { regionCertificates } from "../../test/support/certificates.ts";
+import { startIssuer } from "../../test/support/issuer.ts";
 import { startNats } from "../../test/support/nats.ts";
 import { startPostgres } from "../../test/support/postgres.ts";
 import { createInternalClient } from "../kit/internal.ts";
@@ -55,14 +54,7 @@ async function startWorld() {
 	const publicJwk = { ...signing.publicKey.export({ format: "jwk" }), kid: "k1", alg: "EdDSA" };
 	await writeFile(join(keyDir, "public.jwks"), JSON.stringify({ keys: [publicJwk] }));
 
-	// The issuer of access tokens: its published key is all that the service needs of it.
-	const issuerKey = generateKeyPairSync("ec", { namedCurve: "P-256" });
-	const issuer = createServer(await certificates.issueService("auth"), (_request, response) => {
-		const key = { ...issuerKey.publicKey.export({ format: "jwk" }), kid: "a", alg: "ES256", use: "sig" };
-		response.setHeader("content-type", "application/json").end(JSON.stringify({ keys: [key] }));
-	});
-	await new Promise<void>((resolve) => issuer.listen(0, "127.0.0.1", resolve));
-
+	const issuer = await startIssuer(DOMAIN, certificates);
 	const databaseUrl = `${await postgres.createDatabase("hosts")}?sslmode=disable`;
 	const env = {
 		REGION: "test",
@@ -71,7 +63,7 @@ async function startWorld() {
 		PORT: "0",
 		HEALTH_PORT: "0",
 		TLS_DIR: await certificates.service("hosts"),
-		JWKS_URL: `https://127.0.0.1:${(issuer.address() as AddressInfo).port}/`,
+		JWKS_URL: issuer.url,
 		DATABASE_URL: databaseUrl,
 		DATABASE_PASSWORD_FILE: await file("database-password", postgres.password),
 		NATS_URL: nats.url,
@@ -97,15 +89,6 @@ async function startWorld() {
 	const asPrometheus = client(await certificates.service("prometheus"));
 	const anyone = client(await certificates.service("front"));
 	const url = (path: string) => `https://127.0.0.1:${service.running.port}${path}`;
-	const accessToken = (role: string) =>
-		new SignJWT({ name: "alice", roles: [role] })
-			.setProtectedHeader({ alg: "ES256", typ: "at+jwt", kid: "a" })
-			.setSubject("1")
-			.setIssuer(`https://${DOMAIN}/auth`)
-			.setAudience(`https://${DOMAIN}/api`)
-			.setIssuedAt()
-			.setExpirationTime("5m")
-			.sign(issuerKey.privateKey);
 	const nc = await connect({ servers: nats.url.replace("nats://", "") });
 	const database = new pg.Pool({ connectionString: databaseUrl });
 	database.on("error", () => {});
@@ -132,7 +115,7 @@ async function startWorld() {
 			service = await start();
 		},
 		async api(method: string, path: string, json?: unknown, role = "operator") {
-			const headers = { authorization: `Bearer ${await accessToken(role)}` };
+			const headers = { authorization: `Bearer ${await issuer.token("alice", [role])}` };
 			return anyone(url(path), { method, headers, ...(json !== undefined && { json }) });
 		},
 		async joinToken(request: Record<string, unknown> = {}): Promise<{ id: string; token: string }> {

@@ -2,12 +2,9 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { generateKeyPairSync } from "node:crypto";
 import { createWriteStream, readdirSync, readFileSync } from "node:fs";
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:https";
-import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { SignJWT } from "jose";
 import pino from "pino";
 import type { Host } from "../../crds/host.ts";
 import { bundleJavaScript, ROOT } from "../../hack/builder/javascript.ts";
@@ -18,6 +15,7 @@ import { createInternalClient } from "../../services/kit/internal.ts";
 import { TlsFiles } from "../../services/kit/tls.ts";
 import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
 import { regionCertificates } from "../support/certificates.ts";
+import { startIssuer } from "../support/issuer.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
 import { freePort, listensOn } from "../support/ports.ts";
 import { dyingWithParent, startPostgres, type TestPostgres } from "../support/postgres.ts";
@@ -122,13 +120,7 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 			"ca.crt": base64(identity.ca),
 		},
 	});
-	// The issuer of access tokens: its published key is all that the hosts service needs of it.
-	const issuerKey = generateKeyPairSync("ec", { namedCurve: "P-256" });
-	const issuer = createServer(await certificates.issueService("auth"), (_request, response) => {
-		const key = { ...issuerKey.publicKey.export({ format: "jwk" }), kid: "a", alg: "ES256", use: "sig" };
-		response.setHeader("content-type", "application/json").end(JSON.stringify({ keys: [key] }));
-	});
-	await new Promise<void>((resolve) => issuer.listen(0, "127.0.0.1", resolve));
+	const issuer = await startIssuer(DOMAIN, certificates);
 
 	const ports = { tunnel: await freePort(), proxy: await freePort(), edge: await freePort(), hosts: await freePort() };
 	const health = { tunnel: await freePort(), hosts: await freePort(), operator: await freePort() };
@@ -169,7 +161,7 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 		},
 		hosts: {
 			...(await service("hosts")),
-			JWKS_URL: `https://127.0.0.1:${(issuer.address() as AddressInfo).port}/`,
+			JWKS_URL: issuer.url,
 			DATABASE_URL: databaseUrl,
 			DATABASE_PASSWORD_FILE: await file("database-password", postgres.password),
 			HOSTS_CA_DIR: join(directory, "hosts-ca"),
@@ -267,7 +259,6 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 		watching.abort();
 		await Promise.allSettled(watches);
 		await kill();
-		issuer.closeAllConnections();
 		issuer.close();
 		await Promise.all([postgres.close(), nats.close(), apiserver.stop()]);
 		if (process.env.GROUNDPLANE_KEEP_LOGS === undefined) await rm(directory, { recursive: true, force: true });
@@ -295,14 +286,7 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 			caBundle: certificates.caPem,
 		},
 		async joinToken(uses) {
-			const bearer = await new SignJWT({ name: "fleet", roles: ["operator"] })
-				.setProtectedHeader({ alg: "ES256", typ: "at+jwt", kid: "a" })
-				.setSubject("1")
-				.setIssuer(`https://${DOMAIN}/auth`)
-				.setAudience(`https://${DOMAIN}/api`)
-				.setIssuedAt()
-				.setExpirationTime("5m")
-				.sign(issuerKey.privateKey);
+			const bearer = await issuer.token("fleet", ["operator"]);
 			const answer = await anyone(`https://127.0.0.1:${ports.hosts}/api/v1/join-tokens`, {
 				method: "POST",
 				headers: { authorization: `Bearer ${bearer}` },
