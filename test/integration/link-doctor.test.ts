@@ -7,8 +7,9 @@ import { Paths } from "../../agent/config.ts";
 import { type Diagnosis, describeDiagnosis, diagnose, exitCodeOf } from "../../agent/doctor.ts";
 import { AddressBook } from "../../agent/link/addresses.ts";
 import { type AgentStatus, writeStatus } from "../../agent/status.ts";
+import type { TestGateway } from "../support/gateway.ts";
 import { freePort } from "../support/ports.ts";
-import { LinkFixture, SERVER_NAME, type TestGateway } from "./link-fixture.ts";
+import { LinkFixture, SERVER_NAME } from "./link-fixture.ts";
 
 const fixture = new LinkFixture();
 const FRONT = "test.example.com";

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { request as httpsRequest } from "node:https";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -16,22 +16,12 @@ import type { DialTarget } from "../../agent/link/dial.ts";
 import { Link, type LinkOptions } from "../../agent/link/link.ts";
 import { createLog } from "../../agent/log.ts";
 import type { IncomingStream } from "../../protocol/mux.ts";
-import { createLog as createServiceLog } from "../../services/kit/log.ts";
-import { startService } from "../../services/kit/service.ts";
-import { tunnelService } from "../../services/tunnel/service.ts";
 import { type IssuedCertificate, type RegionCertificates, regionCertificates } from "../support/certificates.ts";
+import { startGateway, type TestGateway } from "../support/gateway.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
-import { freePort } from "../support/ports.ts";
 
 export const SERVER_NAME = "tunnel.test.example.com";
 export const quiet = createLog({ write: process.env.DEBUG ? (line) => void process.stderr.write(line) : () => {} });
-
-export interface TestGateway {
-	name: string;
-	port: number;
-	proxyPort: number;
-	stop(): Promise<void>;
-}
 
 export interface TestLink {
 	link: Link;
@@ -64,7 +54,6 @@ export class LinkFixture {
 	async start(): Promise<void> {
 		this.certificates = await regionCertificates(this.directory);
 		this.#nats = await startNats();
-		writeFileSync(join(this.directory, "password"), "x");
 		this.#bus = await connectNats({ servers: this.#nats.url.replace("nats://", "") });
 		this.#bus.subscribe("hosts.admit", {
 			callback: (_error, message) => {
@@ -90,39 +79,11 @@ export class LinkFixture {
 		this.#cleanups.push(cleanup);
 	}
 
-	async gateway({ name = "tunnel-0", port = 0 } = {}): Promise<TestGateway> {
-		const ports = { port: port || (await freePort()), proxyPort: await freePort() };
-		const caFile = join(this.directory, "hosts-ca.crt");
-		writeFileSync(caFile, `${this.certificates.hostsCa.cert}\n${this.certificates.caPem}`);
-		const stop = new AbortController();
-		const service = await startService(tunnelService, {
-			env: {
-				REGION: "test",
-				DOMAIN: "test.example.com",
-				TLS_DIR: await this.certificates.service("tunnel", [SERVER_NAME]),
-				PORT: String(ports.port),
-				PROXY_PORT: String(ports.proxyPort),
-				EDGE_PORT: String(await freePort()),
-				HEALTH_PORT: "0",
-				NATS_URL: this.#nats.url,
-				NATS_USER: "tunnel",
-				NATS_PASSWORD_FILE: join(this.directory, "password"),
-				HOSTS_CA_FILE: caFile,
-				POD_NAME: name,
-				ARTIFACTS_URL: "https://localhost:9",
-			},
-			signal: stop.signal,
-			lameDuckMs: 0,
-			log: createServiceLog("tunnel", process.env.DEBUG ? "debug" : "silent"),
-		});
-		let stopped: Promise<void> | undefined;
-		const end = () => {
-			stop.abort();
-			stopped ??= service.stopped.then(() => {});
-			return stopped;
-		};
-		this.atEnd(end);
-		return { name, ...ports, stop: end };
+	async gateway(options: { name?: string; port?: number } = {}): Promise<TestGateway> {
+		const { directory, certificates } = this;
+		const gateway = await startGateway({ directory, certificates, natsUrl: this.#nats.url, ...options });
+		this.atEnd(gateway.stop);
+		return gateway;
 	}
 
 	async target(port: number, host = "host-1"): Promise<DialTarget> {

@@ -4,8 +4,9 @@ import { setTimeout as delay } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
+import type { TestGateway } from "../support/gateway.ts";
 import { Relay } from "../support/relay.ts";
-import { LinkFixture, type TestGateway } from "./link-fixture.ts";
+import { LinkFixture } from "./link-fixture.ts";
 
 const fixture = new LinkFixture();
 beforeAll(() => fixture.start());

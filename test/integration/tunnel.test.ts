@@ -1,6 +1,6 @@
 import { fork } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { createServer as createHttpServer, request as httpRequest, type IncomingMessage } from "node:http";
 import { createServer as createHttpsServer, request as httpsRequest } from "node:https";
 import { type AddressInfo, connect, createServer as createTcpServer, type Server, type Socket } from "node:net";
@@ -22,10 +22,8 @@ import { type HelloIdentity, NONCE_HEADER, newNonce, signHello, verifyHello } fr
 import { linkFigures } from "../../protocol/link.ts";
 import { type IncomingStream, Session } from "../../protocol/mux.ts";
 import { requestWebSocket } from "../../protocol/websocket.ts";
-import { createLog as createServiceLog } from "../../services/kit/log.ts";
-import { type RunningService, startService } from "../../services/kit/service.ts";
-import { tunnelService } from "../../services/tunnel/service.ts";
 import { type RegionCertificates, regionCertificates } from "../support/certificates.ts";
+import { startGateway as startTestGateway, type TestGateway, type TestGatewayOptions } from "../support/gateway.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
 import { freePort } from "../support/ports.ts";
 import { Relay } from "../support/relay.ts";
@@ -43,18 +41,9 @@ const artifactsPort = await freePort();
 const verdicts = new Map<string, object>();
 const cleanups: (() => Promise<unknown> | unknown)[] = [];
 
-interface TestGateway {
-	name: string;
-	port: number;
-	proxyPort: number;
-	edgePort: number;
-	stop(): Promise<void>;
-}
-
 beforeAll(async () => {
 	certificates = await regionCertificates(directory);
 	nats = await startNats();
-	writeFileSync(join(directory, "password"), "x");
 	bus = await connectNats({
 		servers: nats.url.replace("nats://", ""),
 		maxReconnectAttempts: -1,
@@ -86,45 +75,12 @@ afterAll(async () => {
 	rmSync(directory, { recursive: true, force: true });
 });
 
-async function startGateway(
-	options: { name?: string; port?: number; proxyPort?: number; drainMs?: number; handshakeMs?: number } = {},
-): Promise<TestGateway> {
-	const { name = "tunnel-0", port = await freePort(), proxyPort = await freePort(), drainMs = 3_000 } = options;
-	const edgePort = await freePort();
-	const caFile = join(directory, "hosts-ca.crt");
-	writeFileSync(caFile, `${certificates.hostsCa.cert}\n${certificates.caPem}`);
-	const stop = new AbortController();
-	const service: RunningService = await startService(tunnelService, {
-		env: {
-			REGION: "test",
-			DOMAIN: "test.example.com",
-			TLS_DIR: await certificates.service("tunnel", ["tunnel.test.example.com"]),
-			PORT: String(port),
-			PROXY_PORT: String(proxyPort),
-			EDGE_PORT: String(edgePort),
-			HEALTH_PORT: "0",
-			NATS_URL: nats.url,
-			NATS_USER: "tunnel",
-			NATS_PASSWORD_FILE: join(directory, "password"),
-			HOSTS_CA_FILE: caFile,
-			POD_NAME: name,
-			DRAIN_MS: String(drainMs),
-			...(options.handshakeMs !== undefined && { HANDSHAKE_MS: String(options.handshakeMs) }),
-			ARTIFACTS_URL: `https://localhost:${artifactsPort}`,
-		},
-		signal: stop.signal,
-		lameDuckMs: 0,
-		log: createServiceLog("tunnel", process.env.DEBUG ? "debug" : "silent"),
-	});
-	let stopped = false;
-	const end = async () => {
-		if (stopped) return;
-		stopped = true;
-		stop.abort();
-		await service.stopped;
-	};
-	cleanups.push(end);
-	return { name, port, proxyPort, edgePort, stop: end };
+async function startGateway(options: Partial<TestGatewayOptions> = {}): Promise<TestGateway> {
+	const artifactsUrl = `https://localhost:${artifactsPort}`;
+	const region = { directory, certificates, natsUrl: nats.url };
+	const gateway = await startTestGateway({ ...region, artifactsUrl, drainMs: 3_000, ...options });
+	cleanups.push(gateway.stop);
+	return gateway;
 }
 
 interface TestAgent {
