@@ -177,6 +177,22 @@ describe("Engine", () => {
 		await vi.waitFor(() => expect(readFileSync(host("motd"), "utf8")).toBe("changed"));
 	});
 
+	it("asked to work once, ends when it has looked at everything, and not when the journal says that all was well", async () => {
+		const bundles = bundle({ parameters, steps: steps() }, { "bin/tool": "#!" });
+		const first = start(bundles, ok, role());
+		await reaches(first.engine, "Applied");
+		await first.stop();
+		writeFileSync(host("motd"), "drifted");
+		const { engine, stop } = start(bundles, ok);
+		await stop();
+		engine.setDesired(role());
+		await engine.run(new AbortController().signal, { once: true });
+		expect(readFileSync(host("motd"), "utf8")).toBe("changed");
+		engine.setDesired(none);
+		await engine.run(new AbortController().signal, { once: true });
+		expect(readFileSync(host("motd"), "utf8")).toBe("as found");
+	});
+
 	it("changes nothing before it was told anything, while paused, and after the document ended", async () => {
 		const bundles = bundle({ parameters, steps: steps() }, { "bin/tool": "#!" });
 		const { engine } = start(bundles, ok);

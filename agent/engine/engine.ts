@@ -118,8 +118,11 @@ export class Engine {
 		return [...this.#runs.values()].map((run) => this.#statusOf(run));
 	}
 
-	/** Works until the signal aborts; the step under way is then stopped, and taken up again by the next run. */
-	async run(signal: AbortSignal): Promise<void> {
+	/**
+	 * Works until the signal aborts; the step under way is then stopped, and taken up again by the next run. With `once`
+	 * it also ends when every step was looked at and all is as wanted: a status tells that sooner, out of the journal.
+	 */
+	async run(signal: AbortSignal, { once = false }: { readonly once?: boolean } = {}): Promise<void> {
 		this.#journal = await this.#journals.load();
 		const stop = () => this.#wake.resolve();
 		signal.addEventListener("abort", stop);
@@ -128,6 +131,7 @@ export class Engine {
 				this.#wake = Promise.withResolvers();
 				const wait = await this.#turn(signal);
 				this.#report();
+				if (wait > 0 && once && this.#settled()) return;
 				if (wait > 0) await this.#sleep(wait);
 			}
 		} finally {
@@ -445,6 +449,11 @@ export class Engine {
 			now,
 			log: (message) => log.info({ role: run.name, step: run.current }, message),
 		};
+	}
+
+	/** After a turn that found nothing to do: nobody waits to try again. */
+	#settled(): boolean {
+		return !this.#frozen() && [...this.#runs.values()].every(({ failure }) => failure === undefined);
 	}
 
 	#frozen(): boolean {

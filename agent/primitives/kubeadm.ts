@@ -8,9 +8,11 @@ import { leaveEtcd } from "./etcd-members.ts";
 import type { Primitive, StepContext } from "./primitive.ts";
 import {
 	changeVersion,
+	damageOf,
 	forgetVersions,
 	lastSnapshot,
 	pointKubelet,
+	repairNode,
 	settleVersion,
 	type VersionedNode,
 	versionProblem,
@@ -52,13 +54,13 @@ const CRI_SOCKET = "unix:///run/containerd/containerd.sock";
 export const kubeadm: Primitive<Want, z.output<typeof kubeadmMemory>> = {
 	schema: kubeadmWant,
 	key: () => "node",
-	async observe(want, { now }, applied) {
+	async observe(want, context, applied) {
 		if (applied.last === undefined) return { ok: false, why: `this host is not yet ${describe(want)}` };
 		if (!(await statOf(KUBELET_IDENTITY)))
 			throw new GroundplaneError("StepFailed", `${KUBELET_IDENTITY} is gone: someone reset this node by hand`, {
 				next: "Remove this host from its cluster and add it again; nothing is made anew by itself, since that could destroy a cluster.",
 			});
-		const why = await versionProblem(versioned(want), now());
+		const why = (await versionProblem(versioned(want), context.now())) ?? (await damageOf(context));
 		return why === undefined ? { ok: true, outputs: await outputsOf(want) } : { ok: false, why };
 	},
 	async remember({ mode, nodeName }) {
@@ -70,7 +72,10 @@ export const kubeadm: Primitive<Want, z.output<typeof kubeadmMemory>> = {
 		return { mode, nodeName };
 	},
 	async apply(want, context, applied) {
-		if (applied.last !== undefined) return changeVersion(versioned(want), context);
+		if (applied.last !== undefined) {
+			const another = (await versionProblem(versioned(want), context.now())) !== undefined;
+			return another ? changeVersion(versioned(want), context) : repairNode(versioned(want), context);
+		}
 		await pointKubelet(want.kubelet);
 		await create(want, context);
 		await settleVersion(want.version);

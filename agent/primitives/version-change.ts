@@ -8,6 +8,14 @@ import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { compareVersions, minorsBetween } from "../../protocol/versions.ts";
 import { isMissing, makeDirectories, namesIn, statOf, syncDirectory, writeDurable } from "./durable.ts";
 import type { StepContext } from "./primitive.ts";
+import {
+	keepManifests,
+	MANIFESTS,
+	manifestsIn,
+	missingManifests,
+	putBackManifests,
+	STATIC_PODS,
+} from "./static-pods.ts";
 
 /** What a change of version needs to know of a node. */
 export interface VersionedNode {
@@ -24,7 +32,6 @@ export interface VersionedNode {
 }
 
 const KUBERNETES = "/etc/kubernetes";
-const MANIFESTS = `${KUBERNETES}/manifests`;
 const ADMIN = `${KUBERNETES}/admin.conf`;
 const KUBELET_IDENTITY = `${KUBERNETES}/kubelet.conf`;
 /** What the kubelet's unit starts: a link to the kubelet of the version that counts. */
@@ -40,6 +47,8 @@ const BEFORE = `${STATE}/before`;
 const NEXT = `${STATE}/next`;
 /** A digest of what the running kubelet was started with. */
 const STARTED = `${STATE}/kubelet-started`;
+/** A copy of the manifests that this control plane runs. */
+const MANIFESTS_KEPT = `${STATE}/manifests`;
 const SNAPSHOTS = `${STATE}/etcd`;
 const SNAPSHOTS_KEPT = 3;
 /** Files beside the manifests that belong to a version. */
@@ -55,8 +64,6 @@ const LOOK_MS = 1000;
 const END_MS = 5_000;
 /** For how long the parts of a node may be exchanged: an agent that is stopped meanwhile finishes that first. */
 const REPLACE_MS = 25_000;
-/** kubeadm's static pods, in the order in which they stop: an API server that has lost its etcd lets everybody hang. */
-const STATIC_PODS = [["kube-apiserver", "kube-controller-manager", "kube-scheduler"], ["etcd"]] as const;
 
 const changeSchema = z.object({
 	from: z.string(),
@@ -97,10 +104,29 @@ export async function versionProblem(node: VersionedNode, now: number): Promise<
 		: `this node is at ${current}, not ${node.version}`;
 }
 
-/** Marks a node as made with this version. */
+/** Marks a node as made with this version, or changed to it. */
 export async function settleVersion(version: string): Promise<void> {
+	await makeDirectories(STATE, 0o700);
+	await keepManifests(MANIFESTS_KEPT);
 	await makeDirectories(dirname(VERSION));
 	await writeDurable(VERSION, version);
+}
+
+/** What somebody took away from a node that is at its version; undefined when nothing is missing. */
+export async function damageOf({ exec, signal }: StepContext): Promise<string | undefined> {
+	const missing = await missingManifests(MANIFESTS_KEPT);
+	if (missing.length > 0) return `${missing.map((name) => join(MANIFESTS, name)).join(", ")} was removed`;
+	const { stdout } = await exec("systemctl", ["is-active", "kubelet.service"], { signal, codes: true });
+	// One that crashes is started by systemd again and again (`activating`).
+	return ["inactive", "failed"].includes(stdout.trim()) ? "the kubelet is stopped" : undefined;
+}
+
+/** Puts back what {@link damageOf} misses, and waits until the node does its work again. */
+export async function repairNode(node: VersionedNode, context: StepContext): Promise<void> {
+	context.log("repairing the node");
+	await putBackManifests(MANIFESTS_KEPT);
+	await startKubelet(node.kubelet, context);
+	await judge(node, context);
 }
 
 /** Removes everything that was kept for changes of version. */
@@ -260,10 +286,10 @@ async function replace(manifests: ReadonlyMap<string, string>, kubelet: string, 
 	// Nothing breaks it off from here on: an agent that is told to stop has 30 s (gp-agent.service), and would leave a node that rests.
 	const unbroken: StepContext = { ...context, signal: AbortSignal.timeout(REPLACE_MS) };
 	const { exec, signal } = unbroken;
-	const changed: string[] = [];
-	for (const [name, content] of manifests) if ((await readManifest(name)) !== content) changed.push(name);
+	const running = await manifestsIn(MANIFESTS);
+	const changed = [...manifests].filter(([name, content]) => running.get(name) !== content);
 	const another = minorsBetween(versionOfKubelet(await readlink(KUBELET)), versionOfKubelet(kubelet)) > 0;
-	const ended = another ? [...(await manifestsIn(MANIFESTS)).keys()] : changed;
+	const ended = another ? [...running.keys()] : changed.map(([name]) => name);
 	if (ended.length > 0) {
 		await exec("systemctl", ["stop", "kubelet.service"], { signal });
 		for (const names of STATIC_PODS)
@@ -271,7 +297,7 @@ async function replace(manifests: ReadonlyMap<string, string>, kubelet: string, 
 				names.filter((name) => ended.includes(`${name}.yaml`)),
 				unbroken,
 			);
-		for (const name of changed) await writeDurable(join(MANIFESTS, name), manifests.get(name) ?? "", 0o600);
+		for (const [name, content] of changed) await writeDurable(join(MANIFESTS, name), content, 0o600);
 	}
 	await startKubelet(kubelet, unbroken);
 }
@@ -631,16 +657,6 @@ async function lastWords({ exec, signal }: StepContext): Promise<string> {
 		0,
 		300,
 	);
-}
-
-/** kubeadm's own manifests of a directory, by file name. */
-async function manifestsIn(directory: string): Promise<Map<string, string>> {
-	const manifests = new Map<string, string>();
-	for (const name of STATIC_PODS.flat().map((pod) => `${pod}.yaml`)) {
-		const content = await readFile(join(directory, name), "utf8").catch(() => "");
-		if (content !== "") manifests.set(name, content);
-	}
-	return manifests;
 }
 
 const readManifest = async (name: string): Promise<string> => (await manifestsIn(MANIFESTS)).get(name) ?? "";

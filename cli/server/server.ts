@@ -232,16 +232,12 @@ export class Server {
 		engine.setDesired({ roles, paused: false, validUntil: Number.MAX_SAFE_INTEGER });
 		const stop = new AbortController();
 		let failure: GroundplaneError | undefined;
-		const look = (statuses: readonly RoleStatus[]) => {
-			const role = statuses[0];
+		engine.onStatus(([role]) => {
 			if (role) progress(`${role.done}/${role.total} ${role.step ?? role.phase}`);
 			failure = failureOf(role);
-			const done = roles.length === 0 ? statuses.length === 0 : role?.phase === "Applied";
-			if (done || failure) stop.abort();
-		};
-		engine.onStatus(look);
-		if (roles.length === 0 && !(await this.#hasKubernetes())) return;
-		await engine.run(AbortSignal.any([signal, stop.signal]));
+			if (failure) stop.abort();
+		});
+		await engine.run(AbortSignal.any([signal, stop.signal]), { once: true });
 		signal.throwIfAborted();
 		if (failure) throw failure;
 	}
