@@ -5,13 +5,13 @@ import { z } from "zod";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { namesIn, statOf } from "./durable.ts";
 import { leaveEtcd } from "./etcd-members.ts";
+import { pointKubelet } from "./kubelet.ts";
 import type { Primitive, StepContext } from "./primitive.ts";
 import {
 	changeVersion,
 	damageOf,
 	forgetVersions,
 	lastSnapshot,
-	pointKubelet,
 	repairNode,
 	settleVersion,
 	type VersionedNode,

@@ -1,5 +1,4 @@
-import { createHash } from "node:crypto";
-import { mkdir, readFile, readlink, rename, rm, symlink } from "node:fs/promises";
+import { mkdir, readFile, readlink, rename, rm } from "node:fs/promises";
 import { get } from "node:http";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -7,6 +6,7 @@ import { z } from "zod";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { compareVersions, minorsBetween } from "../../protocol/versions.ts";
 import { isMissing, makeDirectories, namesIn, statOf, syncDirectory, writeDurable } from "./durable.ts";
+import { KUBELET_PLACES, startKubelet } from "./kubelet.ts";
 import type { StepContext } from "./primitive.ts";
 import {
 	keepManifests,
@@ -34,8 +34,7 @@ export interface VersionedNode {
 const KUBERNETES = "/etc/kubernetes";
 const ADMIN = `${KUBERNETES}/admin.conf`;
 const KUBELET_IDENTITY = `${KUBERNETES}/kubelet.conf`;
-/** What the kubelet's unit starts: a link to the kubelet of the version that counts. */
-export const KUBELET = "/usr/local/bin/kubelet";
+const { link: KUBELET, files: KUBELET_FILES } = KUBELET_PLACES;
 const VERSION = "/etc/groundplane/kubernetes/node-version";
 const UPGRADE_CONFIG = "/etc/groundplane/kubernetes/kubeadm-upgrade.yaml";
 const INIT_CONFIG = "/etc/groundplane/kubernetes/kubeadm-manifests.yaml";
@@ -45,14 +44,10 @@ const CHANGE = `${STATE}/change.json`;
 const BEFORE = `${STATE}/before`;
 /** Manifests of the version that comes, until all of them are there. */
 const NEXT = `${STATE}/next`;
-/** A digest of what the running kubelet was started with. */
-const STARTED = `${STATE}/kubelet-started`;
 /** A copy of the manifests that this control plane runs. */
 const MANIFESTS_KEPT = `${STATE}/manifests`;
 const SNAPSHOTS = `${STATE}/etcd`;
 const SNAPSHOTS_KEPT = 3;
-/** Files beside the manifests that belong to a version. */
-const KUBELET_FILES = ["/var/lib/kubelet/config.yaml", "/var/lib/kubelet/kubeadm-flags.env"];
 
 /** A change that failed is tried again after this long, not with every look: each try takes the node down for a moment. */
 const HOLD_MS = 5 * 60_000;
@@ -512,33 +507,6 @@ async function clusterConfiguration({ exec, signal, now }: StepContext): Promise
 }
 
 const versionOf = (cluster: string): string | undefined => /^kubernetesVersion:\s*(\S+)$/m.exec(cluster)?.[1];
-
-/** Points the link at this kubelet, by a rename, and starts it. */
-export async function pointKubelet(kubelet: string): Promise<void> {
-	const temporary = `${KUBELET}.groundplane`;
-	await rm(temporary, { force: true });
-	await symlink(kubelet, temporary);
-	await rename(temporary, KUBELET);
-	await syncDirectory(dirname(KUBELET));
-}
-
-/**
- * Makes the kubelet that runs the one that is linked, with the configuration that lies there. It is not restarted for nothing:
- * one that starts while etcd is down and the API server hangs for it takes minutes until it starts etcd.
- */
-async function startKubelet(kubelet: string, { exec, signal }: StepContext): Promise<void> {
-	await pointKubelet(kubelet);
-	const hash = createHash("sha256").update(kubelet);
-	for (const path of KUBELET_FILES) hash.update((await readFile(path, "utf8").catch(() => "")).concat("\0"));
-	const wanted = hash.digest("hex");
-	const running = await readFile(STARTED, "utf8").catch(() => "");
-	const { code } = await exec("systemctl", ["is-active", "--quiet", "kubelet.service"], { signal, codes: true });
-	if (running === wanted && code === 0) return;
-	await exec("systemctl", ["reset-failed", "kubelet.service"], { signal, codes: true });
-	await exec("systemctl", ["restart", "kubelet.service"], { signal });
-	await makeDirectories(STATE, 0o700);
-	await writeDurable(STARTED, wanted);
-}
 
 /** Waits until the node does its work at its version; sees early when it will not. */
 async function judge(node: VersionedNode, context: StepContext): Promise<void> {
