@@ -14,6 +14,13 @@ type Want = z.output<typeof balancerWant>;
 const balancerMemory = z.object({ address: z.string(), table: z.string() });
 
 /**
+ * What the last apply found to answer, by table. The look that follows it at once takes that for granted: an API server that
+ * came or went in between is nothing that works against the step, and is seen at the next look.
+ */
+const lastFound = new Map<string, { readonly at: number; readonly of: string; readonly backends: readonly string[] }>();
+const FRESH_MS = 5_000;
+
+/**
  * A load balancer in the kernel: an nftables DNAT from a virtual address to the backends that answer. When
  * none does, all stay in, so that it works the moment one is back. The pack keeps a systemd unit beside it for the boot.
  */
@@ -27,15 +34,19 @@ export const balancer: Primitive<Want, z.output<typeof balancerMemory>> = {
 		if (!stdout.includes(` ${want.address}/32 `)) return { ok: false, why: `${want.address} is not on lo` };
 		const installed = await installedBackends(want, context);
 		if (installed === undefined) return { ok: false, why: `nftables table ${want.table} is missing` };
-		const wanted = await wantedBackends(want);
+		const found = lastFound.get(want.table);
+		const isFresh = found?.of === want.backends.join() && context.now() - found.at < FRESH_MS;
+		const wanted = isFresh ? found.backends : await wantedBackends(want);
 		if (installed.join() !== wanted.join())
 			return { ok: false, why: `it leads to ${installed.join(", ")} and should lead to ${wanted.join(", ")}` };
 		return { ok: true };
 	},
 	remember: async ({ address, table }) => ({ address, table }),
-	async apply(want, { exec, signal }) {
+	async apply(want, { exec, signal, now }) {
 		await exec("ip", ["address", "replace", `${want.address}/32`, "dev", "lo"], { signal });
-		await exec("nft", ["--file", "-"], { signal, input: ruleset({ ...want, backends: await wantedBackends(want) }) });
+		const backends = await wantedBackends(want);
+		await exec("nft", ["--file", "-"], { signal, input: ruleset({ ...want, backends }) });
+		lastFound.set(want.table, { at: now(), of: want.backends.join(), backends });
 	},
 	async undo({ address, table }, { exec, signal }) {
 		await exec("nft", ["delete", "table", "ip", table], { signal, codes: true });

@@ -217,14 +217,32 @@ describe("balancer", () => {
 		const { port } = server.address() as { port: number };
 		const want = { address: "169.254.99.1", port, table: "groundplane-api", backends: ["127.0.0.1", "127.0.0.2"] };
 		const exec = kernel();
-		expect((await balancer.observe(want, context(exec), never)).ok).toBe(false);
-		await balancer.apply(want, context(exec), never);
+		let time = 0;
+		const later = () => ({ ...context(exec), now: () => (time += 60_000) });
+		expect((await balancer.observe(want, later(), never)).ok).toBe(false);
+		await balancer.apply(want, later(), never);
 		expect((await exec("nft", ["list"])).stdout).toContain("mod 1 map { 0 : 127.0.0.1 }");
-		expect((await balancer.observe(want, context(exec), once)).ok).toBe(true);
+		expect((await balancer.observe(want, later(), once)).ok).toBe(true);
 		await new Promise((resolve) => server.close(resolve));
-		expect((await balancer.observe(want, context(exec), once)).ok).toBe(false);
-		await balancer.apply(want, context(exec), once);
+		expect((await balancer.observe(want, later(), once)).ok).toBe(false);
+		await balancer.apply(want, later(), once);
 		expect((await exec("nft", ["list"])).stdout).toContain("mod 2 map { 0 : 127.0.0.1, 1 : 127.0.0.2 }");
+	});
+
+	it("has not failed when a control plane goes in the moment after it was made", async () => {
+		const server = createTlsServer(await selfSigned());
+		await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+		const { port } = server.address() as { port: number };
+		const want = { address: "169.254.99.1", port, table: "a-moment", backends: ["127.0.0.1", "127.0.0.2"] };
+		const exec = kernel();
+		const at = (time: number) => ({ ...context(exec), now: () => time });
+		await balancer.apply(want, at(1000), never);
+		await new Promise((resolve) => server.close(resolve));
+		expect((await balancer.observe(want, at(1100), once)).ok).toBe(true);
+		expect((await balancer.observe(want, at(60_000), once)).ok).toBe(false);
+		const others = { ...want, backends: ["127.0.0.2", "127.0.0.3"] };
+		await balancer.apply(others, at(61_000), once);
+		expect((await balancer.observe(want, at(61_100), once)).ok).toBe(false);
 	});
 });
 
