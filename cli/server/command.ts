@@ -6,7 +6,8 @@ import type { EngineLog } from "../../agent/engine/engine.ts";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { type Format, formats, printOne, section, table, terminal } from "../output.ts";
 import { readRelease } from "./release.ts";
-import { Server, type ServerConfig, type ServerStatus, STATE_DIR, serverConfig } from "./server.ts";
+import { Server, type ServerConfig, STATE_DIR, serverConfig } from "./server.ts";
+import { API_SERVER, type ServerStatus } from "./status.ts";
 
 interface InitOptions {
 	readonly release: string;
@@ -77,6 +78,7 @@ async function init({ release: directory, config: configFile, kubeconfig, state,
 			enabled: true,
 			run: (progress) => server.installCore(release, config, progress),
 		},
+		{ title: "All parts ready", enabled: true, run: (progress) => server.waitReady(progress) },
 	]);
 	terminal.err(`Done. Next: make a region (kubectl --kubeconfig ${kubeconfig ?? "/etc/kubernetes/admin.conf"} apply).`);
 }
@@ -85,14 +87,14 @@ async function status({ kubeconfig, state, output }: { kubeconfig?: string; stat
 	const { server } = open(state, kubeconfig);
 	const found = await server.status();
 	await printOne(found, { format: output, name: found.version ?? "", words: () => inWords(found) });
-	if (found.version === undefined)
-		throw new GroundplaneError("NotFound", "Groundplane is not installed on this cluster", {
-			next: "Run: gp server init --release DIR.",
-		});
 	const broken = found.components.filter(({ ready }) => !ready);
 	if (broken.length > 0)
 		throw new GroundplaneError("Conflict", `not ready: ${broken.map(({ name }) => name).join(", ")}`, {
 			next: "Run `gp server init` again to repair it, or look at the component's pods.",
+		});
+	if (found.version === undefined)
+		throw new GroundplaneError("NotFound", "Groundplane is not installed on this cluster", {
+			next: "Run: gp server init --release DIR.",
 		});
 }
 
@@ -125,7 +127,8 @@ function open(state: string, kubeconfig: string | undefined) {
 				}),
 			),
 		);
-	const log = fileLog(join(dirname(state), "server.log"));
+	// Not in the state, which a reset removes: what it did can be read afterwards.
+	const log = fileLog(state === STATE_DIR ? "/var/log/groundplane-server.log" : join(dirname(state), "server.log"));
 	return { server: new Server({ stateDir: state, signal: stop.signal, kubeconfig, log }), log };
 }
 
@@ -209,5 +212,6 @@ function inWords({ version, components, regions }: ServerStatus): string {
 		["message", ({ message }) => message],
 	]);
 	const lines = regions.map(({ name, phase }) => `${name}: ${phase}`);
-	return `Groundplane ${version ?? "(not installed)"}\n\n${parts}\n\n${section("Regions", lines)}`.trimEnd();
+	const answers = components.every(({ name }) => name !== API_SERVER);
+	return `Groundplane ${version ?? (answers ? "(not installed)" : "(unknown)")}\n\n${parts}\n\n${section("Regions", lines)}`.trimEnd();
 }

@@ -1,16 +1,30 @@
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { hostname } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { LocalBundles } from "../../agent/engine/bundles.ts";
 import { Engine, type EngineLog } from "../../agent/engine/engine.ts";
-import { statOf, writeDurable } from "../../agent/primitives/durable.ts";
+import { removeEmptyDirectories, statOf, writeDurable } from "../../agent/primitives/durable.ts";
 import { type Exec, type ExecOptions, execute } from "../../agent/primitives/exec.ts";
 import { checkHost } from "../../agent/primitives/preflight.ts";
-import { GroundplaneError } from "../../protocol/errors.ts";
+import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import type { HostCheck, RoleStatus } from "../../protocol/facts.ts";
 import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
 import { imageArchive, newestBundle, type Release } from "./release.ts";
+import {
+	type Evidence,
+	type Metadata,
+	CORE_NAMESPACE as NAMESPACE,
+	NODE_UNITS,
+	type Node,
+	type Pod,
+	type RegionObject,
+	type ReleaseRecord,
+	type ServerStatus,
+	statusOf,
+	type Workload,
+} from "./status.ts";
 import { storageObjects, VOLUMES } from "./storage.ts";
 
 /** `--config`: what may be different from one management server to another. */
@@ -30,7 +44,8 @@ export type ServerConfig = z.output<typeof serverConfig>;
 
 export const STATE_DIR = "/var/lib/groundplane/server";
 const ADMIN = "/etc/kubernetes/admin.conf";
-const NAMESPACE = "groundplane-system";
+const KUBEADM_CONFIG = "/etc/groundplane/kubernetes/kubeadm.yaml";
+const READY_MS = 3 * 60_000;
 const RELEASE_NAME = "groundplane";
 
 export interface ServerOptions {
@@ -86,6 +101,17 @@ export class Server {
 			progress,
 		);
 		await this.#kubectl(["wait", "node", "--all", "--for=condition=Ready", "--timeout=180s"]);
+		await this.#provideAddons(progress);
+	}
+
+	/** kubeadm's add-ons are its own affair once they are there; one that somebody deleted is made anew. */
+	async #provideAddons(progress: Progress): Promise<void> {
+		const workloads = await this.#get<Workload>("deployments,daemonsets", "kube-system");
+		for (const addon of ["coredns", "kube-proxy"] as const) {
+			if (workloads.some(({ metadata }) => metadata.name === addon)) continue;
+			progress(`${addon} is missing: kubeadm makes it anew`);
+			await this.#run("kubeadm", ["init", "phase", "addon", addon, `--config=${KUBEADM_CONFIG}`]);
+		}
 	}
 
 	/** Undoes the role, so that the machine is as it was found, and deletes volumes and state. */
@@ -94,6 +120,7 @@ export class Server {
 		await this.#converge([], none, progress);
 		await rm(VOLUMES, { recursive: true, force: true });
 		await rm(this.#options.stateDir, { recursive: true, force: true });
+		await removeEmptyDirectories([dirname(this.#options.stateDir)]);
 	}
 
 	/** Imports the release's images into the node's container runtime; those that are there already are left alone. */
@@ -191,33 +218,51 @@ export class Server {
 		await rm(this.#options.stateDir, { recursive: true, force: true });
 	}
 
-	/** What is installed and how it does. */
+	/** Waits until every part is ready, three minutes at most. */
+	async waitReady(progress: Progress): Promise<void> {
+		for (const deadline = Date.now() + READY_MS; ; ) {
+			const missing = (await this.status()).components.filter(({ ready }) => !ready);
+			if (missing.length === 0) return;
+			const names = missing.map(({ name, message }) => (message === "" ? name : `${name} (${message})`)).join(", ");
+			if (Date.now() > deadline)
+				throw new GroundplaneError("DeadlineExceeded", `not ready after ${READY_MS / 60_000} minutes: ${names}`, {
+					next: "Look at their pods (kubectl describe), mend what they name, and run the same command again.",
+				});
+			progress(`waiting for ${names}`);
+			await sleep(1000, undefined, { signal: this.#options.signal });
+		}
+	}
+
+	/** What is installed and how it does; what should be there and is not is told too. */
 	async status(): Promise<ServerStatus> {
-		if (this.#options.kubeconfig === undefined && !(await this.#hasKubernetes()))
+		const ownNode = this.#options.kubeconfig === undefined;
+		if (ownNode && !(await this.#hasKubernetes()))
 			throw new GroundplaneError("NotFound", "there is no management server on this machine", {
 				next: "Run: gp server init --release DIR. For one on another cluster give --kubeconfig.",
 			});
-		const components: ServerComponent[] = [];
-		const nodes = await this.#get<Node>("nodes");
-		for (const { metadata, status } of nodes) {
-			const ready = status.conditions?.find(({ type }) => type === "Ready");
-			components.push({
-				name: `node ${metadata.name}`,
-				version: status.nodeInfo.kubeletVersion,
-				ready: ready?.status === "True",
-				message: ready?.status === "True" ? "" : (ready?.message ?? "no report"),
-			});
+		return statusOf(await this.#evidence(ownNode), { ownNode });
+	}
+
+	async #evidence(ownNode: boolean): Promise<Evidence> {
+		const units: Record<string, string> = {};
+		for (const unit of ownNode ? NODE_UNITS : [])
+			units[unit] = (await this.#run("systemctl", ["is-active", unit], { codes: true })).stdout.trim();
+		const list = <T>(kind: string, ...more: string[]) => this.#get<T>(kind, ...more);
+		try {
+			return {
+				units,
+				nodes: await list<Node>("nodes"),
+				workloads: await list<Workload>("deployments,daemonsets,statefulsets"),
+				controlPlane: ownNode ? await list<Pod>("pods", "kube-system", "tier=control-plane") : [],
+				releases: await list<ReleaseRecord>("secrets", NAMESPACE, `owner=helm,name=${RELEASE_NAME}`),
+				regions: await list<RegionObject>("regions.groundplane.io").catch(() => []),
+			};
+		} catch (error) {
+			// Without an API server the machine itself still has something to say.
+			if (!ownNode) throw error;
+			const { message } = asGroundplaneError(error);
+			return { units, apiServer: message, nodes: [], workloads: [], controlPlane: [], releases: [], regions: [] };
 		}
-		const workloads = ["deployments", "daemonsets", "statefulsets"].join(",");
-		const namespaces = [NAMESPACE, "groundplane-storage", "kube-system", "kube-flannel"];
-		for (const namespace of namespaces)
-			for (const workload of await this.#get<Workload>(workloads, namespace)) components.push(describe(workload));
-		const regions = await this.#get<RegionObject>("regions.groundplane.io").catch(() => []);
-		return {
-			version: components.find(({ name }) => name === `${NAMESPACE}/operator`)?.version,
-			components,
-			regions: regions.map(({ metadata, status }) => ({ name: metadata.name, phase: status?.phase ?? "Pending" })),
-		};
 	}
 
 	/** Runs the engine until all roles are as wanted; a step that keeps failing is what the person must know. */
@@ -258,9 +303,10 @@ export class Server {
 	}
 
 	/** Objects of a namespace, or of all of them. */
-	async #get<T>(kind: string, namespace?: string): Promise<T[]> {
+	async #get<T>(kind: string, namespace?: string, selector?: string): Promise<T[]> {
 		const scope = namespace === undefined ? ["--all-namespaces"] : ["--namespace", namespace];
-		const { stdout } = await this.#kubectl(["get", kind, ...scope, "--output=json"]);
+		const which = selector === undefined ? [] : [`--selector=${selector}`];
+		const { stdout } = await this.#kubectl(["get", kind, ...scope, ...which, "--output=json", "--request-timeout=30s"]);
 		return (JSON.parse(stdout) as { items: T[] }).items;
 	}
 
@@ -293,55 +339,8 @@ export class Server {
 	}
 }
 
-export interface ServerComponent {
-	readonly name: string;
-	readonly version: string;
-	readonly ready: boolean;
-	readonly message: string;
-}
-
-export interface ServerStatus {
-	/** The operator's; undefined when there is none. */
-	readonly version: string | undefined;
-	readonly components: readonly ServerComponent[];
-	readonly regions: readonly { name: string; phase: string }[];
-}
-
-interface Metadata {
-	readonly name: string;
-	readonly namespace?: string;
-	readonly annotations?: Record<string, string>;
-}
 interface StorageClass {
 	readonly metadata: Metadata;
-}
-interface RegionObject {
-	readonly metadata: Metadata;
-	readonly status?: { phase?: string };
-}
-interface Node {
-	readonly metadata: Metadata;
-	readonly status: {
-		nodeInfo: { kubeletVersion: string };
-		conditions?: { type: string; status: string; message?: string }[];
-	};
-}
-interface Workload {
-	readonly kind: string;
-	readonly metadata: Metadata;
-	readonly spec: { replicas?: number; template: { spec: { containers: { image: string }[] } } };
-	readonly status?: { readyReplicas?: number; numberReady?: number; desiredNumberScheduled?: number };
-}
-
-function describe({ metadata, spec, status }: Workload): ServerComponent {
-	const wanted = spec.replicas ?? status?.desiredNumberScheduled ?? 0;
-	const ready = status?.readyReplicas ?? status?.numberReady ?? 0;
-	return {
-		name: `${metadata.namespace}/${metadata.name}`,
-		version: /:([^:/@]+)$/.exec(spec.template.spec.containers[0]?.image ?? "")?.[1] ?? "",
-		ready: ready >= wanted,
-		message: `${ready}/${wanted}`,
-	};
 }
 
 /**

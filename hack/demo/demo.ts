@@ -15,7 +15,7 @@ import { clusterManifest, regionManifest } from "./manifests.ts";
 export type Report = (line: string) => void;
 
 /** Where hosts of the lab find the release that `hack/build` made. */
-const RELEASE_IN_HOST = "/opt/groundplane/release";
+export const RELEASE_IN_HOST = "/opt/groundplane/release";
 const root = process.env.GP_ROOT ?? process.cwd();
 const release = join(root, "dist", "release");
 

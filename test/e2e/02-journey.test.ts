@@ -57,7 +57,7 @@ describe("the journey", () => {
 	});
 
 	it("a cluster of one control plane and two workers becomes ready, and tells what it does on which host", async () => {
-		await saveSnapshots(HOSTS);
+		await saveSnapshots(demo, HOSTS);
 		const steps = new Set<string>();
 		const watching = watchProgress(steps);
 		await demo.makeCluster("demo", HOSTS);

@@ -18,6 +18,6 @@ describe("deleting a cluster", () => {
 			expect(host?.status?.phase).toBe("Ready");
 			expect(host?.spec.roles ?? []).toEqual([]);
 		}, 120_000);
-		expect(await differencesSince(name)).toEqual([]);
+		expect(await differencesSince(demo, name)).toEqual([]);
 	});
 });

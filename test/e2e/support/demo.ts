@@ -1,5 +1,6 @@
 import { appendFileSync, mkdirSync } from "node:fs";
 import { Demo } from "../../../hack/demo/demo.ts";
+import { saveSnapshots } from "./snapshots.ts";
 
 /** Name of the lab that end-to-end tests share; a demo of the same machine stands beside it. */
 export const LAB = process.env.GROUNDPLANE_TEST_LAB ?? "test";
@@ -16,6 +17,8 @@ function log(line: string): void {
 
 export async function withRegion(): Promise<Demo> {
 	await demo.machines(HOSTS.length);
+	const { code } = await demo.lab.exec("mgmt", ["test", "-e", "/var/lib/groundplane/server"]);
+	if (code !== 0) await saveSnapshots(demo, ["mgmt"]);
 	await demo.managementServer();
 	await demo.makeRegion();
 	await demo.signIn();

@@ -1,14 +1,15 @@
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import type { Demo } from "../../../hack/demo/demo.ts";
 import { differences, type Snapshot } from "../../../hack/laboratory/lab.ts";
-import { demo } from "./demo.ts";
 
-const fileOf = (host: string) => join(demo.state, "snapshots", `${host}.json`);
+const fileOf = (demo: Demo, host: string) => join(demo.state, "snapshots", `${host}.json`);
 
-/** Keeps what the hosts look like before a cluster is made on them. */
-export async function saveSnapshots(hosts: readonly string[]): Promise<void> {
+/** Keeps what hosts look like before something is made of them. */
+export async function saveSnapshots(demo: Demo, hosts: readonly string[]): Promise<void> {
 	await mkdir(join(demo.state, "snapshots"), { recursive: true });
-	for (const host of hosts) await writeFile(fileOf(host), JSON.stringify(await demo.lab.snapshot(host, { exclude })));
+	for (const host of hosts)
+		await writeFile(fileOf(demo, host), JSON.stringify(await demo.lab.snapshot(host, { exclude })));
 }
 
 /**
@@ -20,7 +21,7 @@ const exclude = ["desired-state.jws", "measured.json", ".groundplane-fsync"].map
 );
 
 /** What is different on a host from when its snapshot was kept. */
-export async function differencesSince(host: string): Promise<string[]> {
-	const before = JSON.parse(await readFile(fileOf(host), "utf8")) as Snapshot;
+export async function differencesSince(demo: Demo, host: string): Promise<string[]> {
+	const before = JSON.parse(await readFile(fileOf(demo, host), "utf8")) as Snapshot;
 	return differences(before, await demo.lab.snapshot(host, { exclude }));
 }
