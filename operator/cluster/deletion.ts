@@ -4,13 +4,15 @@ import { durationMs } from "../../protocol/duration.ts";
 import { clusterOf } from "./assign.ts";
 import { drainAction, drainMessage } from "./drain.ts";
 import { cleaningMessage } from "./leaving.ts";
-import { belongs, goneFor, modeOf, roleKind } from "./members.ts";
+import { belongs, goneFor, isConnected, modeOf, roleKind } from "./members.ts";
 import { type Action, BUSY_MS, type MemberStatus, type Observed, type Plan } from "./state.ts";
 import { baseStatus, describe, ready, stamp } from "./status.ts";
 import { USUAL_SECONDS } from "./usual.ts";
 
 /** A host that is out of reach for this long is not waited for: it cleans itself when it is back. */
 const GONE_MS = 30_000;
+/** One that is out of reach for this long lets those after it go first: it is a moment of the tunnel, or a host that is gone. */
+const AWAY_MS = 5_000;
 /** What a host can't clean in this time (beyond the drain) does not hold the deletion up; it goes on trying. */
 const CLEANING_MS = 15 * 60_000;
 
@@ -32,7 +34,7 @@ export function planDeletion(observed: Observed): Plan {
 		actions.push({ type: "removeRole", host: host.metadata.name });
 	const group = nextToGo(
 		observed,
-		mine.filter((host) => !isLeft(host)),
+		mine.filter((host) => !isLeft(host) && goneFor(host, now) < AWAY_MS),
 	);
 	for (const host of group) {
 		if (clusterOf(host) === undefined) continue;
@@ -46,10 +48,11 @@ export function planDeletion(observed: Observed): Plan {
 	}
 
 	const members = mine.map((host): MemberStatus => {
-		const message = clusterOf(host) === undefined ? cleaningMessage(host) : drainMessage(observed, nodeOf(host));
+		const isOnItsOwn = clusterOf(host) === undefined || !isConnected(host);
+		const message = isOnItsOwn ? cleaningMessage(host) : drainMessage(observed, nodeOf(host));
 		return { host: host.metadata.name, role: roleKind(host, cluster), phase: "Leaving", message };
 	});
-	const [current, ...rest] = group;
+	const [current = mine.find((host) => !isLeft(host)), ...rest] = group;
 	const kind = current === undefined ? "worker" : roleKind(current, cluster);
 	const after = mine.find((host) => !isLeft(host) && host !== current && !rest.includes(host));
 	const progress =

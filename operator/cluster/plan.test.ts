@@ -243,6 +243,35 @@ describe("deleting a cluster", () => {
 		expect(site.host("h3").spec.roles).toEqual([]);
 	});
 
+	it("takes those away that it can while it waits for a host that is out of reach", () => {
+		const site = made();
+		site.powerOff("h3");
+		const off = site.now;
+		while (site.hosts.some((each) => each.metadata.name !== "h3" && each.spec.roles.length > 0)) site.step();
+		expect(site.now - off).toBeLessThan(30_000);
+		expect(site.finished).toBeUndefined();
+		expect(site.history.filter((entry) => entry.startsWith("removeRole")).at(-1)).toBe("removeRole h1");
+		expect(site.run(60).finished).toEqual(["h3"]);
+	});
+
+	it("says for whom it waits, and does so for half a minute at most, also when all hosts are out of reach", () => {
+		const site = made();
+		const off = site.now;
+		for (const each of site.hosts) site.powerOff(each.metadata.name);
+		expect(site.run(3).message).toBe("Removing on h1: Not connected: it cleans itself when it is back.");
+		expect(site.run(60).finished).toEqual(["h1", "h2", "h3", "h4", "h5"]);
+		expect(site.now - off).toBeLessThan(60_000);
+	});
+
+	it("goes on where it was when a host was out of reach for a moment only", () => {
+		const site = made();
+		site.powerOff("h3");
+		site.run(1);
+		site.powerOn("h3");
+		expect(site.run(60).finished).toEqual([]);
+		expect(site.host("h3").spec.roles).toEqual([]);
+	});
+
 	it("finishes when it never began", () => {
 		const site = new Site(oneAndTwo, []);
 		site.cluster.metadata.deletionTimestamp = "2026-01-01T01:00:00Z";
