@@ -72,6 +72,8 @@ export interface HostTable {
 	/** Epoch of the tunnel over which it did: a document is sent once over each. */
 	accepted_epoch: string | null;
 	refusal: Json<Refusal> | null;
+	/** Epoch of the newest tunnel over which a report came: what a tunnel that was left says late does not count. */
+	reported_epoch: string | null;
 	link: Json<Link> | null;
 }
 
@@ -178,6 +180,11 @@ export const migrations: Record<string, Migration> = {
 	"003-agent-versions": {
 		async up(db: Kysely<unknown>) {
 			await sql`ALTER TABLE hosts ADD COLUMN agent_update jsonb, ADD COLUMN agent_offer jsonb`.execute(db);
+		},
+	},
+	"004-reported-epoch": {
+		async up(db: Kysely<unknown>) {
+			await sql`ALTER TABLE hosts ADD COLUMN reported_epoch bigint`.execute(db);
 		},
 	},
 };

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { jetstreamManager } from "@nats-io/jetstream";
-import type { Subscription } from "@nats-io/nats-core";
+import { headers, type Subscription } from "@nats-io/nats-core";
 import { connect } from "@nats-io/transport-node";
 import * as x509 from "@peculiar/x509";
 import { compactVerify, createLocalJWKSet } from "jose";
@@ -133,7 +133,12 @@ async function startWorld() {
 			return { status: answer.status, code: body.code, body };
 		},
 		host: (name: string) => kube.find(hosts, name, NAMESPACE),
-		up: (host: string, message: UpMessage) => nc.publish(`hosts.${host}.up.${message.type}`, JSON.stringify(message)),
+		/** `epoch`: of the tunnel by which the gateway has heard it. */
+		up: (host: string, message: UpMessage, epoch?: number) => {
+			const said = headers();
+			if (epoch !== undefined) said.set("Groundplane-Epoch", String(epoch));
+			nc.publish(`hosts.${host}.up.${message.type}`, JSON.stringify(message), { headers: said });
+		},
 		link: (host: string, link: Record<string, unknown>) =>
 			nc.publish(
 				`hosts.${host}.link`,
@@ -745,6 +750,78 @@ describe("a host's life", () => {
 		expect(admit.json()).toMatchObject({ admitted: false, reason: "CertificateRevoked" });
 		const { token } = await world.joinToken();
 		expect((await world.enrol(token, await request(name))).status).toBe(201);
+	});
+});
+
+describe("a host that has two tunnels for a while", () => {
+	const name = "two-tunnels";
+	type Down = { type: string; jws?: string };
+	const asked: Down[] = [];
+	let subscription: Subscription;
+	let enrolled: EnrollRequest;
+	const reported = async () =>
+		(
+			await world.database.query<{ agent_version: string; accepted_epoch: string | null }>(
+				"SELECT agent_version, accepted_epoch FROM hosts WHERE name = $1",
+				[name],
+			)
+		).rows[0];
+	const say = (agentVersion: string, epoch?: number) =>
+		world.up(
+			name,
+			{ type: "facts", agentVersion, facts: enrolled.facts, checks, certificateNotAfter: "2027-01-01T00:00:00Z" },
+			epoch,
+		);
+	const isKept = (agentVersion: string) =>
+		eventually(async () => (await reported())?.agent_version === agentVersion, `${agentVersion} is kept`);
+	const isAsked = () => eventually(async () => asked.splice(0).some(({ type }) => type === "report"), "asked anew");
+
+	beforeAll(async () => {
+		const { token } = await world.joinToken();
+		enrolled = await request(name);
+		expect((await world.enrol(token, enrolled)).status).toBe(201);
+		subscription = world.nc.subscribe(`hosts.${name}.down`, {
+			callback: (_error, message) => {
+				if (message.string() !== "") asked.push(message.json<Down>());
+			},
+		});
+	});
+	afterAll(() => subscription.unsubscribe());
+
+	test("what it said by the older one and comes late does not count, and it is asked for everything anew", async () => {
+		say("1.0.0", 20);
+		await isKept("1.0.0");
+		// Nothing new but the tunnel: that one is newer counts all the same.
+		say("1.0.0", 21);
+		say("1.0.1", 21);
+		await isKept("1.0.1");
+		asked.length = 0;
+		say("1.0.0", 20);
+		await isAsked();
+		expect((await reported())?.agent_version).toBe("1.0.1");
+		say("1.0.2", 21);
+		await isKept("1.0.2");
+	});
+
+	test("a document that it accepted by the older one is not taken for accepted by the newer", async () => {
+		world.link(name, { state: "connected", gateway: "tunnel-1", epoch: 22 });
+		const sent = await eventually(async () => asked.find(({ type }) => type === "desired-state"), "a document");
+		const payload = Buffer.from(sent.jws?.split(".")[1] ?? "", "base64url").toString();
+		const { generation } = JSON.parse(payload) as DesiredState;
+		world.up(name, { type: "acknowledgement", epoch: 0, generation, accepted: true }, 21);
+		await eventually(async () => (await reported())?.accepted_epoch === "21", "accepted by the older tunnel");
+		world.up(name, { type: "acknowledgement", epoch: 0, generation, accepted: true }, 22);
+		await eventually(async () => (await reported())?.accepted_epoch === "22", "accepted by the newer tunnel");
+	});
+
+	test("epochs that have fallen, and a gateway that does not tell them, keep nobody unheard", async () => {
+		say("1.1.0");
+		await isKept("1.1.0");
+		world.link(name, { state: "connected", gateway: "tunnel-1", epoch: 3 });
+		await eventually(async () => {
+			say("1.1.1", 3);
+			return (await reported())?.agent_version === "1.1.1";
+		}, "heard by a tunnel whose epoch is lower than before");
 	});
 });
 

@@ -51,10 +51,22 @@ type Db = Kysely<HostsDatabase> | Transaction<HostsDatabase>;
 /** What a host says of itself, but for requests. */
 export type Report = Exclude<UpMessage, { type: "certificate-request" }>;
 
+/** A report, and the epoch of the tunnel over which it came, if the gateway has said so. */
+export interface HostReport {
+	readonly host: string;
+	readonly message: Report;
+	readonly epoch?: number | undefined;
+}
+
 /** What became of a batch: hosts that are enrolled, and those of them about which something is new. */
 export interface Kept {
 	readonly known: ReadonlySet<string>;
 	readonly changed: ReadonlySet<string>;
+}
+
+/** Of reports also the hosts of which one came late, by an older tunnel than was heard of since. */
+export interface KeptReports extends Kept {
+	readonly late: ReadonlySet<string>;
 }
 
 /** Reports come with the generation of a document; so many of the last ones can be told apart. */
@@ -120,31 +132,40 @@ export class Inventory {
 	}
 
 	/**
-	 * Keeps reports, many in one go; of several of one kind about one host the last. What says nothing new is not written.
-	 * A statement that fails has kept nothing of its kind.
+	 * Keeps reports, many in one go; of several of one kind about one host the last of the newest tunnel. What says nothing new is
+	 * not written, nor what comes late by a tunnel that the host has left. A statement that fails has kept nothing of its kind.
 	 */
-	async keep(reports: readonly { readonly host: string; readonly message: Report }[]): Promise<Kept> {
+	async keep(reports: readonly HostReport[]): Promise<KeptReports> {
 		const known = new Set<string>();
 		const changed = new Set<string>();
+		const late = new Set<string>();
 		for (const { type, set, differs, columns } of kinds) {
-			const rows = new Map<string, object>();
-			for (const { host, message } of reports)
-				if (message.type === type) rows.set(host, { name: host, ...rowOf(message) });
+			const rows = new Map<string, { readonly name: string; readonly tunnel?: number | undefined }>();
+			for (const { host, message, epoch } of reports) {
+				if (message.type !== type) continue;
+				if ((rows.get(host)?.tunnel ?? 0) > (epoch ?? Number.POSITIVE_INFINITY)) continue;
+				rows.set(host, { name: host, tunnel: epoch, ...rowOf(message) });
+			}
 			if (rows.size === 0) continue;
-			const result = await sql<{ name: string; changed: boolean }>`
-				WITH report AS (
-					SELECT * FROM jsonb_to_recordset(${JSON.stringify([...rows.values()])}::jsonb) AS r (name text, ${sql.raw(columns)})
+			const isNew = sql`coalesce(r.tunnel > coalesce(h.reported_epoch, 0), false)`;
+			const isLate = sql`coalesce(r.tunnel < h.reported_epoch, false)`;
+			const result = await sql<{ name: string; changed: boolean; late: boolean }>`
+				WITH r AS (
+					SELECT * FROM jsonb_to_recordset(${JSON.stringify([...rows.values()])}::jsonb)
+						AS r (name text, tunnel bigint, ${sql.raw(columns)})
 				), written AS (
-					UPDATE hosts h SET ${sql.raw(set)} FROM report r WHERE h.name = r.name AND ${sql.raw(differs)} RETURNING h.name
+					UPDATE hosts h SET ${sql.raw(set)}, reported_epoch = coalesce(r.tunnel, h.reported_epoch)
+					FROM r WHERE h.name = r.name AND NOT ${isLate} AND (${isNew} OR ${sql.raw(differs)})
 				)
-				SELECT h.name, written.name IS NOT NULL AS changed
-				FROM report JOIN hosts h USING (name) LEFT JOIN written USING (name)`.execute(this.#db);
+				SELECT h.name, ${isLate} AS late, NOT ${isLate} AND ${sql.raw(differs)} AS changed
+				FROM r JOIN hosts h ON h.name = r.name`.execute(this.#db);
 			for (const row of result.rows) {
 				known.add(row.name);
 				if (row.changed) changed.add(row.name);
+				if (row.late) late.add(row.name);
 			}
 		}
-		return { known, changed };
+		return { known, changed, late };
 	}
 
 	/** Hosts whose agent has another version than `target` or is trying it, how many came to it because they were told, and how many there are. */
@@ -181,7 +202,10 @@ export class Inventory {
 			.execute();
 	}
 
-	/** Keeps what gateways say of tunnels, in this order, unless an older tunnel speaks up. */
+	/**
+	 * Keeps what gateways say of tunnels, in this order, unless an older tunnel speaks up. Epochs that have fallen (a bus that lost
+	 * its disk, and whose clock was set back) count anew.
+	 */
 	async keepLinks(links: readonly { readonly host: string; readonly link: Link }[]): Promise<Kept> {
 		const hosts = [...new Set(links.map(({ host }) => host))];
 		if (hosts.length === 0) return { known: new Set(), changed: new Set() };
@@ -195,7 +219,8 @@ export class Inventory {
 		const rows = [...newest].map(([name, link]) => ({ name, link }));
 		if (rows.length === 0) return { known: new Set(known.keys()), changed: new Set() };
 		const written = await sql<{ name: string }>`
-			UPDATE hosts h SET link = r.link
+			UPDATE hosts h SET link = r.link,
+				reported_epoch = CASE WHEN (r.link->>'epoch')::bigint < (h.link->>'epoch')::bigint THEN NULL ELSE h.reported_epoch END
 			FROM jsonb_to_recordset(${JSON.stringify(rows)}::jsonb) AS r (name text, link jsonb)
 			WHERE h.name = r.name AND h.link IS DISTINCT FROM r.link RETURNING h.name`.execute(this.#db);
 		return { known: new Set(known.keys()), changed: new Set(written.rows.map(({ name }) => name)) };
@@ -333,9 +358,9 @@ const kinds: readonly { type: Report["type"]; columns: string; set: string; diff
 		type: "acknowledgement",
 		columns: "accepted bigint, refusal jsonb",
 		set: `accepted_generation = coalesce(r.accepted, h.accepted_generation), refusal = r.refusal,
-			accepted_epoch = CASE WHEN r.accepted IS NULL THEN h.accepted_epoch ELSE (h.link->>'epoch')::bigint END`,
+			accepted_epoch = CASE WHEN r.accepted IS NULL THEN h.accepted_epoch ELSE coalesce(r.tunnel, (h.link->>'epoch')::bigint) END`,
 		differs: `(h.refusal IS DISTINCT FROM r.refusal OR r.accepted IS NOT NULL
-			AND (h.accepted_generation, h.accepted_epoch) IS DISTINCT FROM (r.accepted, (h.link->>'epoch')::bigint))`,
+			AND (h.accepted_generation, h.accepted_epoch) IS DISTINCT FROM (r.accepted, coalesce(r.tunnel, (h.link->>'epoch')::bigint)))`,
 	},
 ];
 

@@ -4,7 +4,7 @@ import { errors } from "@nats-io/nats-core";
 import { z } from "zod";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { type DownMessage, type UpMessage, upMessage } from "../../protocol/messages.ts";
-import { type Bus, ensureHostStreams } from "../kit/bus.ts";
+import { type Bus, EPOCH_HEADER, ensureHostStreams } from "../kit/bus.ts";
 import type { Log } from "../kit/log.ts";
 import { Counter, type Metrics } from "../kit/metrics.ts";
 import { type CertificateAuthority, readCertificateRequest } from "./certificate-authority.ts";
@@ -38,6 +38,8 @@ const GRACE_MS = 3_000;
 const BATCH = 128;
 /** When a report that could not be kept comes again. */
 const AGAIN_MS = 5_000;
+/** When a host is asked for everything because a report came late by an older tunnel. */
+const ASK_AGAIN_MS = 1_000;
 /** SQLSTATE class 22: PostgreSQL can't take the value, now or later. */
 const BAD_VALUE = /^22/;
 
@@ -59,6 +61,8 @@ interface Incoming<T> {
 	readonly message: JsMsg;
 	readonly host: string;
 	readonly type: string;
+	/** Epoch of the tunnel by which it came, of what hosts say. */
+	readonly epoch?: number | undefined;
 	readonly body: T;
 }
 
@@ -71,6 +75,8 @@ interface Tunnel {
 export class Reports {
 	readonly #options: ReportsOptions;
 	readonly #received: Counter<"type" | "result">;
+	/** Hosts that are about to be asked for everything. */
+	readonly #asked = new Set<string>();
 
 	constructor(options: ReportsOptions) {
 		this.#options = options;
@@ -277,7 +283,8 @@ export class Reports {
 	#read<T>(message: JsMsg, schema: z.ZodType<T>): Incoming<T>[] {
 		const [, host = "", , type = "link"] = message.subject.split(".");
 		try {
-			return [{ message, host, type, body: parse(schema, message) }];
+			const epoch = Number(message.headers?.get(EPOCH_HEADER) || Number.NaN);
+			return [{ message, host, type, ...(Number.isSafeInteger(epoch) && { epoch }), body: parse(schema, message) }];
 		} catch (error) {
 			this.#drop({ message, host, type }, error);
 			return [];
@@ -331,17 +338,31 @@ export class Reports {
 
 	async #keepReports(messages: readonly Incoming<UpMessage>[]): Promise<string[]> {
 		const { inventory, changed } = this.#options;
-		const reports = messages.flatMap(({ host, body }) =>
-			body.type === "certificate-request" ? [] : [{ host, message: body }],
+		const reports = messages.flatMap(({ host, epoch, body }) =>
+			body.type === "certificate-request" ? [] : [{ host, epoch, message: body }],
 		);
 		const kept = await inventory.keep(reports);
 		for (const host of kept.changed) changed(host);
+		for (const host of kept.late) this.#askAgain(host);
 		const results: string[] = [];
 		for (const { host, body } of messages) {
 			if (body.type === "certificate-request") results.push(await this.#renew(host, body.csr));
-			else results.push(kept.known.has(host) ? "kept" : "unknown-host");
+			else results.push(kept.late.has(host) ? "late" : kept.known.has(host) ? "kept" : "unknown-host");
 		}
 		return results;
+	}
+
+	/**
+	 * The bus keeps one report of each kind: one that came late may have taken the place of a newer one that was not read yet. So the
+	 * host reports everything anew, once for all that comes late in a while.
+	 */
+	#askAgain(host: string): void {
+		if (this.#asked.has(host)) return;
+		this.#asked.add(host);
+		setTimeout(() => {
+			this.#asked.delete(host);
+			if (!this.#options.bus.nc.isClosed()) this.send(host, { type: "report" });
+		}, ASK_AGAIN_MS).unref();
 	}
 
 	async #keepLinks(messages: readonly Incoming<Link>[]): Promise<string[]> {

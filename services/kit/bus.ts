@@ -174,6 +174,9 @@ export async function connectBus({
 	};
 }
 
+/** Header of what hosts say: epoch of the tunnel by which it came. */
+export const EPOCH_HEADER = "Groundplane-Epoch";
+
 /** The two streams that carry what hosts say (docs/architecture.md, Bus); gateway and hosts service both see to them. */
 export async function ensureHostStreams(bus: Bus): Promise<void> {
 	const kept = { storage: "file", discard: "old" } as const;

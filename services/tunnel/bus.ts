@@ -1,7 +1,8 @@
 import type { KV } from "@nats-io/kv";
+import { headers } from "@nats-io/nats-core";
 import { z } from "zod";
 import { type ErrorCode, errorCodes } from "../../protocol/errors.ts";
-import type { Bus } from "../kit/bus.ts";
+import { type Bus, EPOCH_HEADER } from "../kit/bus.ts";
 import type { Log } from "../kit/log.ts";
 import type { GatewayBus } from "./gateway.ts";
 import { Routes } from "./routes.ts";
@@ -51,8 +52,11 @@ export class NatsGatewayBus implements GatewayBus {
 		return this.routes.remove(host, epoch);
 	}
 
-	async publishUp(host: string, message: Parameters<GatewayBus["publishUp"]>[1]): Promise<void> {
+	async publishUp(host: string, message: Parameters<GatewayBus["publishUp"]>[1], epoch: number): Promise<void> {
+		const said = headers();
+		said.set(EPOCH_HEADER, String(epoch));
 		await this.#bus.js.publish(`hosts.${host}.up.${message.type}`, JSON.stringify(message), {
+			headers: said,
 			timeout: PUBLISH_TIMEOUT_MS,
 		});
 	}

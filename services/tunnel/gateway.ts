@@ -25,7 +25,8 @@ export interface GatewayBus {
 	/** Says where a host is and gives the epoch of this connection. */
 	putRoute(host: string, connection: { connectionId: string; connectedAt: string }): Promise<number>;
 	removeRoute(host: string, epoch: number): Promise<void>;
-	publishUp(host: string, message: UpMessage): Promise<void>;
+	/** `epoch`: of the tunnel by which the host says so. */
+	publishUp(host: string, message: UpMessage, epoch: number): Promise<void>;
 	publishLink(host: string, link: Omit<LinkEvent, "gateway">): Promise<void>;
 	/** Messages for a host, as text, until the returned function is called. */
 	onDown(host: string, listener: (text: string) => void): () => void;
@@ -65,6 +66,8 @@ interface Connection extends Peer {
 	readonly session: Session;
 	/** Order among the connections of a host; 0 until the bus gave one. */
 	epoch: number;
+	/** The bus has given the epoch, or the connection is over. */
+	registered: Promise<void>;
 	control: Duplex | undefined;
 	/** Streams to the host that are open, by lane. */
 	readonly open: Record<Lane, number>;
@@ -443,6 +446,7 @@ export class Gateway {
 			id: randomUUID(),
 			connectedAt: new Date().toISOString(),
 			epoch: 0,
+			registered: Promise.resolve(),
 			control: undefined,
 			open: { control: 0, interactive: 0, bulk: 0 },
 			opens: new Bucket(OPENS),
@@ -480,7 +484,7 @@ export class Gateway {
 		if (older) this.#retire(older, `${peer.host} has opened a newer tunnel from ${address}`);
 		log.info({ host: peer.host, address, agent: hello.software }, "tunnel open");
 		this.#arrivals.emit("arrived", peer.host);
-		const registered = this.#register(connection);
+		connection.registered = this.#register(connection);
 		// One that began while this gateway was told to stop.
 		if (this.#leaving) void this.#sendElsewhere(connection, RETIRE_MS);
 
@@ -490,7 +494,7 @@ export class Gateway {
 		if (newest) this.#current.delete(peer.host);
 		this.#remember(connection, error);
 		log.info({ host: peer.host, reason: error?.code, message: error?.message }, "tunnel closed");
-		await registered;
+		await connection.registered;
 		if (!newest) return;
 		if (connection.epoch > 0) await this.#options.bus.removeRoute(peer.host, connection.epoch);
 		await this.#publishLink(connection, "disconnected", error?.code ?? "TunnelClosed");
@@ -576,7 +580,7 @@ export class Gateway {
 		if (connection.epoch > 0) void this.#publishLink(connection, "connected");
 		try {
 			await bridgeUp(stream, {
-				publish: (_type, message) => bus.publishUp(host, message),
+				publish: (_type, message) => this.#publishUp(connection, message),
 				dropped: (reason) => metrics.dropped.inc({ reason }),
 			});
 			stream.end();
@@ -588,6 +592,13 @@ export class Gateway {
 			forget();
 			connection.control = undefined;
 		}
+	}
+
+	/** Says what a host said once it is known which of its tunnels is the newer one: what a tunnel that it has left says late does not count. */
+	async #publishUp(connection: Connection, message: UpMessage): Promise<void> {
+		await connection.registered;
+		if (connection.epoch === 0) throw notConnected(connection.host);
+		await this.#options.bus.publishUp(connection.host, message, connection.epoch);
 	}
 
 	#toHost(connection: Connection, message: DownMessage): void {
