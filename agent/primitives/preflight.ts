@@ -1,5 +1,4 @@
 import { readFile, statfs } from "node:fs/promises";
-import { createServer } from "node:net";
 import { availableParallelism, totalmem } from "node:os";
 import { z } from "zod";
 import { GroundplaneError } from "../../protocol/errors.ts";
@@ -89,8 +88,9 @@ export async function checkHost(input: PreflightWant): Promise<HostCheck[]> {
 		"Boot with `cgroup_enable=memory`, or with cgroup v2 (systemd.unified_cgroup_hierarchy=1).",
 	);
 
+	const taken = want.ports.length > 0 ? await listeningPorts() : new Set();
 	for (const port of want.ports) {
-		const free = await isFree(port);
+		const free = !taken.has(port);
 		check(
 			`port-${port}`,
 			free,
@@ -144,13 +144,19 @@ async function missingControllers(): Promise<string[]> {
 	return missing;
 }
 
-function isFree(port: number): Promise<boolean> {
-	return new Promise((resolve) => {
-		const server = createServer();
-		server.once("error", (error: NodeJS.ErrnoException) => resolve(error.code !== "EADDRINUSE"));
-		server.listen({ port, exclusive: true }, () => server.close(() => resolve(true)));
-	});
+/** Ports of IPv4 and IPv6 that something listens on. Anybody may read them; binding to one below 1024 takes a right. */
+async function listeningPorts(): Promise<Set<number>> {
+	const tables = await Promise.all(
+		["tcp", "tcp6"].map((name) => readFile(`/proc/net/${name}`, "utf8").catch(() => "")),
+	);
+	return new Set(tables.flatMap(portsIn));
 }
+
+/** The ports of a table's sockets in state LISTEN, 0A (proc(5), /proc/net/tcp). */
+export const portsIn = (table: string): number[] =>
+	[...table.matchAll(/^\s*\d+: [0-9A-F]+:([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} 0A /gm)].map(([, port = ""]) =>
+		Number.parseInt(port, 16),
+	);
 
 async function freeBytes(path: string): Promise<number> {
 	let at = path;
