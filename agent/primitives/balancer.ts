@@ -1,4 +1,4 @@
-import { connect } from "node:tls";
+import { request } from "node:https";
 import { z } from "zod";
 import type { Primitive, StepContext } from "./primitive.ts";
 
@@ -85,27 +85,38 @@ async function installedBackends({ table }: Want, { exec, signal }: StepContext)
 		.sort();
 }
 
+/** Who is ready; else who answers at all; else everybody. */
 async function wantedBackends({ backends, port }: Want): Promise<string[]> {
 	const all = [...new Set(backends)].sort();
 	if (all.length === 1) return all;
-	const up = await Promise.all(all.map((host) => answers(host, port)));
-	const healthy = all.filter((_, index) => up[index]);
-	return healthy.length > 0 ? healthy : all;
+	const states = await Promise.all(all.map((host) => stateOf(host, port)));
+	const best = (["ready", "answers"] as const).find((state) => states.includes(state));
+	return best === undefined ? all : all.filter((_, index) => states[index] === best);
 }
 
-/** Whether it speaks TLS. Nothing is asked or told, so whose certificate it is does not matter; a bare connect would fill its log. */
-function answers(host: string, port: number): Promise<boolean> {
+/** Those of some API servers that say that they are ready. */
+export async function readyAmong(hosts: readonly string[], port: number): Promise<string[]> {
+	const states = await Promise.all(hosts.map((host) => stateOf(host, port)));
+	return hosts.filter((_, index) => states[index] === "ready");
+}
+
+/**
+ * How an API server is: one that starts, or has lost its etcd, speaks TLS and is no good. Whoever asks may know that
+ * (`/readyz`, ClusterRole system:public-info-viewer) unless the cluster's people have forbidden it. Nothing is told, so whose
+ * certificate it is does not matter.
+ */
+function stateOf(host: string, port: number): Promise<"ready" | "answers" | "silent"> {
 	return new Promise((resolve) => {
-		const socket = connect({ host, port, timeout: 3000, rejectUnauthorized: false, ALPNProtocols: ["http/1.1"] });
-		const answer = (yes: boolean) => {
-			resolve(yes);
-			socket.destroySoon();
+		let state: "answers" | "silent" = "silent";
+		const question = request({ host, port, path: "/readyz", agent: false, timeout: 3000, rejectUnauthorized: false });
+		const end = (said: "ready" | "answers" | "silent") => {
+			resolve(said);
+			question.destroy();
 		};
-		socket.once("secureConnect", () => answer(true));
-		socket.once("timeout", () => {
-			answer(false);
-			socket.destroy();
-		});
-		socket.once("error", () => answer(false));
+		question.once("socket", (socket) => socket.once("secureConnect", () => (state = "answers")));
+		question.once("response", ({ statusCode }) => end(statusCode === 200 ? "ready" : "answers"));
+		question.once("timeout", () => end(state));
+		question.on("error", () => end(state));
+		question.end();
 	});
 }

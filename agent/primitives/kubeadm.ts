@@ -7,6 +7,7 @@ import { namesIn, statOf } from "./durable.ts";
 import { leaveEtcd } from "./etcd-members.ts";
 import { pointKubelet } from "./kubelet.ts";
 import type { Primitive, StepContext } from "./primitive.ts";
+import { endStandIn } from "./stand-in.ts";
 import {
 	changeVersion,
 	damageOf,
@@ -83,6 +84,7 @@ export const kubeadm: Primitive<Want, z.output<typeof kubeadmMemory>> = {
 	async undo({ mode, nodeName }, context) {
 		if (mode !== "join-worker") await leaveEtcd(nodeName, context);
 		await reset(context, { leaveEtcd: false });
+		await endStandIn(context);
 		await forgetVersions();
 	},
 };

@@ -1,9 +1,9 @@
 import { KeyObject } from "node:crypto";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createServer as createHttpsServer, type Server } from "node:https";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createServer as createTlsServer } from "node:tls";
 import "reflect-metadata";
 import { X509CertificateGenerator } from "@peculiar/x509";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -211,33 +211,51 @@ describe("balancer", () => {
 		return exec;
 	}
 
-	it("leads only to control planes that answer, and to all when none does", async () => {
-		const server = createTlsServer(await selfSigned());
-		await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-		const { port } = server.address() as { port: number };
-		const want = { address: "169.254.99.1", port, table: "groundplane-api", backends: ["127.0.0.1", "127.0.0.2"] };
+	/** An API server that answers `/readyz` with this status. */
+	async function apiServer(host: string, port: number, status: number): Promise<Server> {
+		const server = createHttpsServer(await selfSigned(), (_request, response) => response.writeHead(status).end());
+		await new Promise<void>((resolve) => server.listen(port, host, resolve));
+		return server;
+	}
+	const stop = (server: Server) => new Promise((resolve) => server.close(resolve));
+	const portOf = (server: Server) => (server.address() as { port: number }).port;
+
+	it("leads to control planes that are ready, else to those that answer, and to all when none does", async () => {
+		const ready = await apiServer("127.0.0.1", 0, 200);
+		const port = portOf(ready);
+		const starting = await apiServer("127.0.0.2", port, 500);
+		const backends = ["127.0.0.1", "127.0.0.2", "127.0.0.3"];
+		const want = { address: "169.254.99.1", port, table: "groundplane-api", backends };
 		const exec = kernel();
 		let time = 0;
 		const later = () => ({ ...context(exec), now: () => (time += 60_000) });
+		const map = async () => /map \{ (.*) \}/.exec((await exec("nft", ["list"])).stdout)?.[1];
+
 		expect((await balancer.observe(want, later(), never)).ok).toBe(false);
 		await balancer.apply(want, later(), never);
-		expect((await exec("nft", ["list"])).stdout).toContain("mod 1 map { 0 : 127.0.0.1 }");
+		expect(await map()).toBe("0 : 127.0.0.1");
 		expect((await balancer.observe(want, later(), once)).ok).toBe(true);
-		await new Promise((resolve) => server.close(resolve));
+		await stop(ready);
 		expect((await balancer.observe(want, later(), once)).ok).toBe(false);
 		await balancer.apply(want, later(), once);
-		expect((await exec("nft", ["list"])).stdout).toContain("mod 2 map { 0 : 127.0.0.1, 1 : 127.0.0.2 }");
+		expect(await map()).toBe("0 : 127.0.0.2");
+		await stop(starting);
+		await balancer.apply(want, later(), once);
+		expect(await map()).toBe("0 : 127.0.0.1, 1 : 127.0.0.2, 2 : 127.0.0.3");
 	});
 
 	it("has not failed when a control plane goes in the moment after it was made", async () => {
-		const server = createTlsServer(await selfSigned());
-		await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-		const { port } = server.address() as { port: number };
-		const want = { address: "169.254.99.1", port, table: "a-moment", backends: ["127.0.0.1", "127.0.0.2"] };
+		const server = await apiServer("127.0.0.1", 0, 200);
+		const want = {
+			address: "169.254.99.1",
+			port: portOf(server),
+			table: "a-moment",
+			backends: ["127.0.0.1", "127.0.0.2"],
+		};
 		const exec = kernel();
 		const at = (time: number) => ({ ...context(exec), now: () => time });
 		await balancer.apply(want, at(1000), never);
-		await new Promise((resolve) => server.close(resolve));
+		await stop(server);
 		expect((await balancer.observe(want, at(1100), once)).ok).toBe(true);
 		expect((await balancer.observe(want, at(60_000), once)).ok).toBe(false);
 		const others = { ...want, backends: ["127.0.0.2", "127.0.0.3"] };

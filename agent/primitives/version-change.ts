@@ -6,8 +6,10 @@ import { z } from "zod";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { compareVersions, minorsBetween } from "../../protocol/versions.ts";
 import { isMissing, makeDirectories, namesIn, statOf, syncDirectory, writeDurable } from "./durable.ts";
+import { keepIdentity, putBackIdentity } from "./identity-files.ts";
 import { KUBELET_PLACES, startKubelet } from "./kubelet.ts";
 import type { StepContext } from "./primitive.ts";
+import { endStandIn, standIn } from "./stand-in.ts";
 import {
 	keepManifests,
 	MANIFESTS,
@@ -159,7 +161,7 @@ export async function changeVersion(node: VersionedNode, context: StepContext): 
 		return judge(node, context);
 	}
 	if (route === "back") {
-		await restore(context);
+		await restore(node, context);
 		await judge(node, context);
 		// The files are all there is to it, unless the cluster had been configured for the other version already.
 		if (node.controlPlane && versionOf(await clusterConfiguration(context)) !== node.version)
@@ -173,7 +175,7 @@ export async function changeVersion(node: VersionedNode, context: StepContext): 
 		});
 	if (!begun) {
 		if (node.controlPlane) await snapshot(current, context);
-		await keepFiles();
+		await keepFiles(node);
 	}
 	await writeDurable(CHANGE, JSON.stringify(change), 0o600);
 	const down = compareVersions(node.version, current) < 0;
@@ -183,7 +185,7 @@ export async function changeVersion(node: VersionedNode, context: StepContext): 
 		// Something else is wanted now, or the agent stops: whoever comes next finds what was begun.
 		context.signal.throwIfAborted();
 		const { message } = asGroundplaneError(error);
-		const outcome = await restore(context)
+		const outcome = await restore(node, context)
 			.then(() => judge({ ...node, version: change.from }, context))
 			.then(
 				() => `this node runs ${change.from} again`,
@@ -230,7 +232,7 @@ async function begunChange(): Promise<Change | undefined> {
 }
 
 /** Keeps what kubeadm is about to change on this host, whole or not at all. */
-async function keepFiles(): Promise<void> {
+async function keepFiles({ controlPlane }: VersionedNode): Promise<void> {
 	const fresh = `${BEFORE}.new`;
 	await rm(fresh, { recursive: true, force: true });
 	await mkdir(join(fresh, "manifests"), { recursive: true, mode: 0o700 });
@@ -239,6 +241,7 @@ async function keepFiles(): Promise<void> {
 	for (const path of KUBELET_FILES)
 		if (await statOf(path)) await writeDurable(join(fresh, keptName(path)), await readFile(path), 0o600);
 	await writeDurable(join(fresh, "kubelet"), await readlink(KUBELET));
+	if (controlPlane) await keepIdentity(join(fresh, "identity"));
 	await rm(BEFORE, { recursive: true, force: true });
 	await rename(fresh, BEFORE);
 	await syncDirectory(STATE);
@@ -247,16 +250,17 @@ async function keepFiles(): Promise<void> {
 const keptName = (path: string) => path.slice(path.lastIndexOf("/") + 1);
 
 /** Puts back what {@link keepFiles} kept, and starts the kubelet that belongs to it. */
-async function restore(context: StepContext): Promise<void> {
+async function restore(node: VersionedNode, context: StepContext): Promise<void> {
 	context.log("putting back the files of the version before");
 	await makeDirectories(MANIFESTS, 0o700);
 	for (const path of KUBELET_FILES) {
 		const kept = await readFile(join(BEFORE, keptName(path))).catch(() => undefined);
 		if (kept) await writeDurable(path, kept);
 	}
+	await putBackIdentity(join(BEFORE, "identity"));
 	const kept = await manifestsIn(join(BEFORE, "manifests"));
 	if (!mayReturnToEtcd(await readManifest("etcd.yaml"), kept.get("etcd.yaml") ?? "")) kept.delete("etcd.yaml");
-	await replace(kept, await readFile(join(BEFORE, "kubelet"), "utf8"), context);
+	await replace(kept, await readFile(join(BEFORE, "kubelet"), "utf8"), node, context);
 }
 
 const etcdVersion = (manifest: string) => /image:\s*\S*etcd:v?(\d+\.\d+\.\d+)/.exec(manifest)?.[1] ?? "";
@@ -276,15 +280,21 @@ export function mayGoOnToEtcd(running: string, next: string): boolean {
  * to itself it would first ask the API server, which hangs without its etcd (34 s), wait ten seconds or more before it makes a
  * static pod anew, and a kubelet of another minor, which counts their digests otherwise, makes all of them once more.
  */
-async function replace(manifests: ReadonlyMap<string, string>, kubelet: string, context: StepContext): Promise<void> {
-	context.signal.throwIfAborted();
-	// Nothing breaks it off from here on: an agent that is told to stop has 30 s (gp-agent.service), and would leave a node that rests.
-	const unbroken: StepContext = { ...context, signal: AbortSignal.timeout(REPLACE_MS) };
-	const { exec, signal } = unbroken;
+async function replace(
+	manifests: ReadonlyMap<string, string>,
+	kubelet: string,
+	{ controlPlane, nodeAddress }: Pick<VersionedNode, "controlPlane" | "nodeAddress">,
+	context: StepContext,
+): Promise<void> {
 	const running = await manifestsIn(MANIFESTS);
 	const changed = [...manifests].filter(([name, content]) => running.get(name) !== content);
 	const another = minorsBetween(versionOfKubelet(await readlink(KUBELET)), versionOfKubelet(kubelet)) > 0;
 	const ended = another ? [...running.keys()] : changed.map(([name]) => name);
+	if (controlPlane && ended.length > 0) await standIn(nodeAddress, ADMIN, context);
+	context.signal.throwIfAborted();
+	// Nothing breaks it off from here on: an agent that is told to stop has 30 s (gp-agent.service), and would leave a node that rests.
+	const unbroken: StepContext = { ...context, signal: AbortSignal.timeout(REPLACE_MS) };
+	const { exec, signal } = unbroken;
 	if (ended.length > 0) {
 		await exec("systemctl", ["stop", "kubelet.service"], { signal });
 		for (const names of STATIC_PODS)
@@ -393,7 +403,7 @@ async function changeControlPlane(
 	await kubeadmUpgrade("node", ["preflight", "control-plane", "addon", "post-upgrade"], node, context);
 	if (!down) await exec("kubeadm", ["certs", "renew", "all", `--config=${INIT_CONFIG}`], { signal });
 
-	await replace(next, node.kubelet, context);
+	await replace(next, node.kubelet, node, context);
 	await judge(node, context);
 
 	// CoreDNS has no way back in kubeadm; see below.
@@ -510,6 +520,11 @@ const versionOf = (cluster: string): string | undefined => /^kubernetesVersion:\
 
 /** Waits until the node does its work at its version; sees early when it will not. */
 async function judge(node: VersionedNode, context: StepContext): Promise<void> {
+	await waitHealthy(node, context);
+	await endStandIn(context);
+}
+
+async function waitHealthy(node: VersionedNode, context: StepContext): Promise<void> {
 	const { exec, signal, now } = context;
 	const deadline = now() + HEALTHY_MS;
 	for (;;) {
