@@ -13,6 +13,7 @@ import type { Transport } from "../../protocol/transport.ts";
 import { TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
 import { acceptWebSocket } from "../../protocol/websocket.ts";
 import type { Log } from "../kit/log.ts";
+import { backoffMs } from "../kit/retry.ts";
 import type { Admission } from "./admission.ts";
 import { Bucket } from "./budget.ts";
 import { bridgeUp, parseDown, sendDown } from "./control.ts";
@@ -114,6 +115,8 @@ const QUEUED_BUDGET = 64 * 1024 * 1024;
 const OPENS = { perSecond: 20, burst: 100 };
 const MAX_ARTIFACTS = 16;
 const MAX_REFUSED = 1_000;
+/** Before the bus is told again what it did not take. */
+const BUS_BACKOFF = { baseMs: 1_000 };
 /** Times that the bus is told again that a host has gone. */
 const GONE_TRIES = 5;
 /** Hosts that are asked about at once after the bus was away. */
@@ -620,7 +623,7 @@ export class Gateway {
 				return;
 			} catch (err) {
 				this.#options.log.warn({ host, err }, "the bus did not take the host's route; trying again");
-				await Promise.race([pauseBefore(attempt), session.closed]);
+				await Promise.race([delay(backoffMs(attempt, BUS_BACKOFF)), session.closed]);
 			}
 		}
 	}
@@ -662,7 +665,11 @@ export class Gateway {
 				this.#options.log.warn({ host, state, err }, "the bus did not take a link event");
 			}
 			if (state === "disconnected" && (this.#leaving || attempt >= GONE_TRIES)) return;
-			await Promise.race(state === "connected" ? [pauseBefore(attempt), session.closed] : [pauseBefore(attempt)]);
+			await Promise.race(
+				state === "connected"
+					? [delay(backoffMs(attempt, BUS_BACKOFF)), session.closed]
+					: [delay(backoffMs(attempt, BUS_BACKOFF))],
+			);
 		}
 	}
 
@@ -697,9 +704,6 @@ export function notConnected(host: string): GroundplaneError {
 		next: "Look at the Host's condition Connected, and at the agent on the host: gp-agent status.",
 	});
 }
-
-/** Before the bus is told again what it did not take. */
-const pauseBefore = (attempt: number) => delay(500 + Math.random() * Math.min(15_000, 500 * 2 ** attempt));
 
 const badCertificate = (message: string) =>
 	new GroundplaneError("CertificateInvalid", message, { next: "Enrol the host again with a new join command." });
