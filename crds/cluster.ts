@@ -147,9 +147,36 @@ export const clusterSpec = z
 					.describe(
 						"metrics-server: kubectl top and the HorizontalPodAutoscaler. Can be switched on and off at any time.",
 					),
+				localPathStorage: z
+					.object({
+						enabled: z
+							.boolean()
+							.default(false)
+							.describe(
+								"Whether it is there. Off unless wanted, because such a volume lives and dies with its host. Switched off, it deletes no data: volumes go on working, but none is made or removed any more.",
+							),
+						defaultClass: z
+							.boolean()
+							.default(true)
+							.describe(
+								"Whether claims that name no class get one. Say false when the cluster has another default class.",
+							),
+					})
+					.prefault({})
+					.describe(
+						"Storage on the hosts' own disks (rancher's local-path-provisioner): StorageClass local-path. A volume is a directory below /var/lib/local-path-provisioner of one host, and its pods run there only. No size is enforced.",
+					),
+				nodeExporter: z
+					.boolean()
+					.default(false)
+					.describe(
+						"node-exporter: numbers about every host, at port 9100 of its address in the cluster, for whoever reaches that.",
+					),
 			})
 			.prefault({})
-			.describe("Add-ons. One that is off leaves its place to your own."),
+			.describe(
+				"Add-ons of the release, at its versions: they change with the cluster, and each can be switched on and off at any time but the first two. One that is off leaves its place to your own.",
+			),
 		upgradePolicy: z
 			.object({
 				maxUnavailableWorkers: z

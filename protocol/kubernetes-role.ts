@@ -105,8 +105,19 @@ export const kubernetesRoleParameters = z.object({
 			coredns: z.boolean().default(true),
 			kubeProxy: z.boolean().default(true),
 			metricsServer: z.boolean().default(false),
+			localPathStorage: z
+				.object({ enabled: z.boolean().default(false), defaultClass: z.boolean().default(true) })
+				.default({ enabled: false, defaultClass: true }),
+			nodeExporter: z.boolean().default(false),
 		})
-		.default({ coredns: true, kubeProxy: true, metricsServer: false }),
+		// Written out: the host reads this from a JSON Schema, which does not fill a default in.
+		.default({
+			coredns: true,
+			kubeProxy: true,
+			metricsServer: false,
+			localPathStorage: { enabled: false, defaultClass: true },
+			nodeExporter: false,
+		}),
 });
 export type KubernetesRoleInput = z.input<typeof kubernetesRoleParameters>;
 

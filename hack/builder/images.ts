@@ -89,7 +89,9 @@ async function provide({ reference }: Image, archive: string): Promise<void> {
 	await buildah("tag", fullReference(reference), `localhost/${reference}`);
 }
 
-const fullReference = (reference: string) => (/^[^/]+\.[^/]+\//.test(reference) ? reference : `docker.io/${reference}`);
+/** A reference as container runtimes write it out. */
+export const fullReference = (reference: string) =>
+	/^[^/]+\.[^/]+\//.test(reference) ? reference : `docker.io/${reference}`;
 
 /**
  * A docker-archive with one name and with gzipped layers, which containerd, docker and podman read as well: it goes over

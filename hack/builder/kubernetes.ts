@@ -1,9 +1,10 @@
+import { readFile } from "node:fs/promises";
 import { basename, join, relative } from "node:path";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { type BundleFile, createBundle, releaseKey } from "./bundle.ts";
 import { cached, filesUnder, hashTree } from "./cache.ts";
 import { goProgram, moduleVersion } from "./go.ts";
-import { type Image, imageArchive } from "./images.ts";
+import { fullReference, type Image, imageArchive } from "./images.ts";
 import { needPackages } from "./packages.ts";
 import {
 	cniPrograms,
@@ -13,9 +14,13 @@ import {
 	flannelProgram,
 	flannelVersion,
 	kubernetesProgram,
+	localPathProgram,
+	localPathVersion,
 	type Minor,
 	metricsServerProgram,
 	metricsServerVersion,
+	nodeExporterProgram,
+	nodeExporterVersion,
 	runcProgram,
 } from "./programs.ts";
 import { part, run } from "./run.ts";
@@ -40,6 +45,8 @@ export async function kubernetesBundle(minor: Minor): Promise<string> {
 		pause: minor.pause,
 		flannel: flannelVersion,
 		"metrics-server": metricsServerVersion,
+		"local-path-provisioner": localPathVersion,
+		"node-exporter": nodeExporterVersion,
 		runc: await moduleVersion(runcProgram),
 		...(containerd && { containerd: await moduleVersion(containerd) }),
 	};
@@ -121,6 +128,18 @@ async function imageFiles(minor: Minor): Promise<BundleFile[]> {
 			reference: `${registry}/metrics-server/metrics-server:${metricsServerVersion}`,
 			files: { "metrics-server": await goProgram(metricsServerProgram) },
 		},
+		{
+			folder: "node-exporter",
+			reference: `quay.io/prometheus/node-exporter:${nodeExporterVersion}`,
+			files: { node_exporter: await goProgram(nodeExporterProgram) },
+		},
+		// The management plane has these two as well: the same archives.
+		{
+			folder: "local-path-provisioner",
+			reference: `docker.io/rancher/local-path-provisioner:${localPathVersion}`,
+			files: { "local-path-provisioner": await goProgram(localPathProgram) },
+		},
+		await localPathHelper(),
 	);
 	const files: BundleFile[] = [];
 	for (const image of images) {
@@ -128,11 +147,17 @@ async function imageFiles(minor: Minor): Promise<BundleFile[]> {
 		files.push({
 			path: `images/${name}.tar`,
 			kind: "image",
-			reference: image.reference,
+			reference: fullReference(image.reference),
 			source: await imageArchive(image),
 		});
 	}
 	return files;
+}
+
+/** An image of our own bears the version of the platform. */
+async function localPathHelper(): Promise<Image> {
+	const { version } = JSON.parse(await readFile(join(ROOT, "package.json"), "utf8")) as { version: string };
+	return { folder: "local-path-helper", reference: `groundplane/local-path-helper:${version}`, files: {} };
 }
 
 async function pauseProgram(): Promise<string> {

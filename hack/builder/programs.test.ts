@@ -13,6 +13,8 @@ import {
 	metricsServerProgram,
 	metricsServerVersion,
 	minors,
+	nodeExporterProgram,
+	nodeExporterVersion,
 	runcProgram,
 	toolPrograms,
 } from "./programs.ts";
@@ -27,6 +29,7 @@ const programs: GoProgram[] = [
 	...containerdPrograms,
 	runcProgram,
 	metricsServerProgram,
+	nodeExporterProgram,
 	...cniPrograms,
 	...Object.values(toolPrograms),
 ];
@@ -48,4 +51,5 @@ test("the table of minors says what the modules pin", async () => {
 	expect(await moduleVersion(flannelProgram)).toBe(flannelVersion);
 	expect(await moduleVersion(localPathProgram)).toBe(localPathVersion);
 	expect(await moduleVersion(metricsServerProgram)).toBe(metricsServerVersion);
+	expect(await moduleVersion(nodeExporterProgram)).toBe(nodeExporterVersion);
 });

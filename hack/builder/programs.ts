@@ -149,6 +149,20 @@ export const metricsServerProgram: GoProgram = {
 	set: { "k8s.io/client-go/pkg/version.gitVersion": metricsServerVersion },
 };
 
+export const nodeExporterVersion = "v1.12.1";
+export const nodeExporterProgram: GoProgram = {
+	module: "node-exporter",
+	package: "github.com/prometheus/node_exporter",
+	set: { "github.com/prometheus/common/version.Version": nodeExporterVersion.slice(1) },
+	upstream: onGitHub(
+		"prometheus/node_exporter",
+		nodeExporterVersion,
+		"node_exporter-1.12.1.linux-ARCH.tar.gz",
+		"sha256sums.txt",
+		"node_exporter-1.12.1.linux-ARCH/node_exporter",
+	),
+};
+
 const newest = minors[0];
 
 /** Programs that tests and the launchers in hack/ run on this machine. */

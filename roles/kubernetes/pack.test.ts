@@ -32,6 +32,11 @@ const manifest: ReleaseManifest = {
 			kind: "image",
 			reference: "registry.k8s.io/ms/metrics-server:v0.9.0",
 		} as const,
+		...["local-path-helper", "local-path-provisioner", "node-exporter"].map((name) => ({
+			path: `images/${name}.tar`,
+			kind: "image" as const,
+			reference: `registry.example/${name}:v1`,
+		})),
 	].map((file, index) => ({ ...file, size: 1, sha256: index.toString(16).padStart(64, "0") })),
 };
 const facts: RoleFacts = {
@@ -148,7 +153,7 @@ describe("role pack kubernetes", () => {
 		const [init, , kubelet] = documents(steps, "kubeadm-config");
 		// Nobody would approve what its kubelet asks for.
 		expect(kubelet.serverTLSBootstrap).toBeUndefined();
-		expect(step(steps, "metrics-server-off")).toBeUndefined();
+		expect(step(steps, "addons-off")).toBeUndefined();
 		expect(init.nodeRegistration.taints).toEqual([]);
 		expect(init.bootstrapTokens).toBeUndefined();
 		expect(want(steps, "node")).toMatchObject({ ignorePreflightErrors: [], skipPhases: ["addon/coredns"] });
@@ -163,38 +168,93 @@ describe("role pack kubernetes", () => {
 		expect(theirs).toContain("cni/bridge");
 	});
 
-	it("installs metrics-server when it is wanted, which trusts kubelets by the cluster's CA, and takes it away when not", () => {
-		const on = rendered({ addons: { metricsServer: true } }).steps;
-		const objects = documents(on, "metrics-server");
-		const deployment = objects.find(({ kind }) => kind === "Deployment");
-		expect(deployment.spec.template.spec.containers[0]).toMatchObject({
-			image: "registry.k8s.io/ms/metrics-server:v0.9.0",
-			args: expect.arrayContaining([expect.stringMatching(/^--kubelet-certificate-authority=/)]),
-		});
-		expect(String(want(on, "metrics-server").content)).not.toContain("kubelet-insecure-tls");
-		expect(step(on, "image/metrics-server")).toBeDefined();
-		expect(step(on, "metrics-server-off")).toBeUndefined();
+	const allAddons: KubernetesRoleInput["addons"] = {
+		metricsServer: true,
+		localPathStorage: { enabled: true },
+		nodeExporter: true,
+	};
+	const addonSteps = {
+		"metrics-server": ["image/metrics-server"],
+		"local-path-storage": ["image/local-path-helper", "image/local-path-provisioner"],
+		"node-exporter": ["image/node-exporter"],
+	};
+	const workloadOf = (objects: { kind: string }[]) =>
+		objects.find(({ kind }) => ["Deployment", "DaemonSet"].includes(kind)) as unknown as {
+			spec: { template: { spec: Record<string, unknown> & { containers: Record<string, unknown>[] } } };
+		};
 
-		const off = rendered().steps;
-		expect(off.map(({ name }) => name)).not.toContain("metrics-server");
-		expect(step(off, "image/metrics-server")).toBeUndefined();
-		const { run } = want(off, "metrics-server-off") as { run: string[] };
-		const kinds = new Set(objects.map(({ kind }) => `${kind.toLowerCase()}s`));
-		expect(
-			run
-				.find((argument) => argument.startsWith("apiservices"))
-				?.split(",")
-				.sort(),
-		).toEqual([...kinds].sort());
-		const [key, value] =
-			run
-				.find((argument) => argument.startsWith("--selector="))
-				?.split("=")
-				.slice(1) ?? [];
-		for (const { metadata } of objects) expect(metadata.labels).toMatchObject({ [key as string]: value });
-		const worker = rendered({ mode: "join-worker", addons: { metricsServer: true } }).steps;
-		expect(step(worker, "image/metrics-server")).toBeDefined();
-		expect(step(worker, "metrics-server")).toBeUndefined();
+	it.each(Object.entries(addonSteps))(
+		"installs %s on control planes when it is wanted, and brings its images",
+		(name, images) => {
+			const on = rendered({ addons: allAddons }).steps;
+			const off = rendered().steps;
+			const worker = rendered({ mode: "join-worker", addons: allAddons }).steps;
+			for (const image of images) {
+				expect([step(on, image)?.use, step(worker, image)?.use, step(off, image)]).toEqual([
+					"image",
+					"image",
+					undefined,
+				]);
+				expect(want(on, name).content).toContain((want(on, image) as { reference: string }).reference);
+			}
+			expect([step(on, name)?.use, step(worker, name), step(off, name)]).toEqual(["manifest", undefined, undefined]);
+			const { spec } = workloadOf(documents(on, name)).spec.template;
+			for (const container of spec.containers)
+				expect(container).toMatchObject({
+					resources: { requests: { cpu: expect.any(String), memory: expect.any(String) } },
+					securityContext: {
+						allowPrivilegeEscalation: false,
+						readOnlyRootFilesystem: true,
+						capabilities: { drop: ["ALL"] },
+					},
+				});
+			const security = { ...(spec.containers[0]?.securityContext as object), ...(spec.securityContext as object) };
+			expect(security).toMatchObject({ runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } });
+		},
+	);
+
+	it("takes away what an add-on had installed when it is off: all of it, by its label, and nothing that holds data", () => {
+		const argument = (steps: readonly Step[], start: string) =>
+			(want(steps, "addons-off") as { run: string[] }).run.find((one) => one.startsWith(start)) ?? "";
+		const on = rendered({ addons: allAddons }).steps;
+		const kinds = argument(on, "apiservices").split(",");
+		for (const name of Object.keys(addonSteps))
+			for (const { kind, metadata } of documents(on, name)) {
+				expect(metadata.labels).toMatchObject({ "groundplane.io/addon": name });
+				expect(kinds).toContain(kind === "StorageClass" ? "storageclasses" : `${kind.toLowerCase()}s`);
+			}
+		expect(kinds).not.toContain("persistentvolumeclaims");
+		expect(kinds).not.toContain("namespaces");
+		expect(argument(on, "--selector")).toBe(
+			"--selector=groundplane.io/addon,groundplane.io/addon notin (none,metrics-server,local-path-storage,node-exporter)",
+		);
+		expect(argument(rendered({ addons: { nodeExporter: true } }).steps, "--selector")).toBe(
+			"--selector=groundplane.io/addon,groundplane.io/addon notin (none,node-exporter)",
+		);
+		expect(argument(rendered().steps, "--selector")).toBe(
+			"--selector=groundplane.io/addon,groundplane.io/addon notin (none)",
+		);
+	});
+
+	it("has metrics-server trust kubelets by the cluster's CA", () => {
+		const { content } = want(rendered({ addons: allAddons }).steps, "metrics-server");
+		expect(content).toContain("--kubelet-certificate-authority=");
+		expect(content).not.toContain("kubelet-insecure-tls");
+	});
+
+	it("never deletes the volumes of a host that leaves", () => {
+		const name = "directory/var/lib/local-path-provisioner";
+		expect(want(rendered({ addons: allAddons }).steps, name)).toMatchObject({ purge: false });
+		expect(step(rendered().steps, name)).toBeUndefined();
+	});
+
+	it("makes local-path the default class unless the cluster has another", () => {
+		const isDefault = (localPathStorage: { enabled: true; defaultClass?: boolean }) =>
+			documents(rendered({ addons: { localPathStorage } }).steps, "local-path-storage").find(
+				({ kind }) => kind === "StorageClass",
+			).metadata.annotations["storageclass.kubernetes.io/is-default-class"];
+		expect(isDefault({ enabled: true })).toBe("true");
+		expect(isDefault({ enabled: true, defaultClass: false })).toBe("false");
 	});
 
 	it("does not touch the node when its secrets go, and makes it anew when its cluster is another one", () => {

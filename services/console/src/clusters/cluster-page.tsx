@@ -219,7 +219,13 @@ function Settings({ cluster: { spec, status }, created }: { cluster: Cluster; cr
 				{network.serviceSubnet} <span className="gp-subtle">{network.dnsDomain}</span>
 			</Entry>
 			<Entry term="Add-ons">
-				{[addons.coredns && "CoreDNS", addons.kubeProxy && "kube-proxy", addons.metricsServer && "metrics-server"]
+				{[
+					addons.coredns && "CoreDNS",
+					addons.kubeProxy && "kube-proxy",
+					addons.metricsServer && "metrics-server",
+					addons.localPathStorage.enabled && "local-path storage",
+					addons.nodeExporter && "node-exporter",
+				]
 					.filter(Boolean)
 					.join(", ") || "none"}
 			</Entry>

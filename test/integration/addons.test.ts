@@ -1,0 +1,120 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { parseAllDocuments } from "yaml";
+import { render, type Step } from "../../agent/engine/pack.ts";
+import { type Exec, execute } from "../../agent/primitives/exec.ts";
+import { primitives } from "../../agent/primitives/index.ts";
+import type { StepContext } from "../../agent/primitives/primitive.ts";
+import { tool } from "../../hack/builder/tools.ts";
+import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
+import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
+
+/** The steps of the role pack that concern add-ons, done by the agent's own primitives against a real API server. */
+type Addons = NonNullable<KubernetesRoleInput["addons"]>;
+const all = {
+	metricsServer: true,
+	localPathStorage: { enabled: true },
+	nodeExporter: true,
+} satisfies Addons;
+const addons = ["metrics-server", "local-path-storage", "node-exporter"];
+
+let api: TestApiServer;
+let exec: Exec;
+beforeAll(async () => {
+	api = await startApiServer({ crds: false });
+	const kubectl = await tool("kubectl");
+	// The pack says where kubeadm puts the administrator's credentials.
+	exec = (file, args, options) => {
+		expect(file).toBe("kubectl");
+		const ours = args.map((argument) => argument.replace("/etc/kubernetes/admin.conf", api.kubeconfig));
+		return execute(kubectl, ours, { ...options, env: { KUBECACHEDIR: join(api.directory, "kubectl") } });
+	};
+});
+afterAll(() => api?.stop());
+
+it("every add-on's objects are accepted, and leave nothing when it is switched off", async () => {
+	const off = steps({}).find(({ name }) => name === "addons-off") as Step;
+	await apply(all);
+	expect([...(await labels())].sort()).toEqual([...addons].sort());
+	for (const step of steps(all).filter(({ name }) => addons.includes(name)))
+		expect(await primitive(step).observe(step.want, context(), { last: step.digest, now: step.digest })).toEqual({
+			ok: true,
+		});
+
+	await apply({ ...all, metricsServer: false });
+	expect([...(await labels())].sort()).toEqual(["local-path-storage", "node-exporter"]);
+	await primitive(off).apply(off.want, context(), { last: undefined, now: off.digest });
+	expect(await labels()).toEqual(new Set());
+});
+
+/** Does what a first control plane would do of add-ons. */
+async function apply(wanted: Addons): Promise<void> {
+	for (const step of steps(wanted))
+		if ([...addons, "addons-off"].includes(step.name))
+			await primitive(step).apply(step.want, context(), { last: undefined, now: step.digest });
+}
+
+/** Add-ons of which there is any object, of all kinds that the add-ons have. */
+async function labels(): Promise<Set<string>> {
+	const contents = steps(all).flatMap(({ use, want }) =>
+		use === "manifest" ? [(want as { content: string }).content] : [],
+	);
+	const kinds = new Set(
+		contents.flatMap((content) => parseAllDocuments(content).map((one) => one.toJS().kind as string)),
+	);
+	const args = ["get", [...kinds].join(), "--all-namespaces", "--selector=groundplane.io/addon", "--output=json"];
+	const { items } = JSON.parse(await kubectl(...args)) as { items: { metadata: { labels: Record<string, string> } }[] };
+	return new Set(items.map(({ metadata }) => metadata.labels["groundplane.io/addon"] ?? ""));
+}
+
+async function kubectl(...args: string[]): Promise<string> {
+	return (await exec("kubectl", ["--kubeconfig=/etc/kubernetes/admin.conf", ...args])).stdout;
+}
+
+const primitive = ({ use }: Step) => primitives[use] as NonNullable<(typeof primitives)[string]>;
+const context = () => ({ exec, signal: AbortSignal.timeout(60_000) }) as unknown as StepContext;
+
+const pack = fileURLToPath(new URL("../../roles/kubernetes/", import.meta.url));
+const files = new Map(
+	readdirSync(pack, { recursive: true, withFileTypes: true })
+		.filter((entry) => entry.isFile() && !entry.name.endsWith(".ts"))
+		.map((entry) => join(entry.parentPath, entry.name))
+		.map((path) => [`pack/${path.slice(pack.length)}`, readFileSync(path, "utf8")]),
+);
+const programs = ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubelet", "kubeadm", "kubectl", "etcdctl"];
+const images = ["metrics-server", "local-path-helper", "local-path-provisioner", "node-exporter"];
+
+function steps(wanted: Addons): readonly Step[] {
+	const listed = [
+		...programs.map((name) => ({ path: `bin/${name}`, kind: "binary" as const })),
+		...images.map((name) => ({ path: `images/${name}.tar`, kind: "image" as const, reference: `example/${name}:v1` })),
+	];
+	const manifest = {
+		schema: 1 as const,
+		name: "kubernetes",
+		version: "v1.36.3",
+		architecture: "amd64" as const,
+		createdAt: "2026-11-01T00:00:00Z",
+		components: {},
+		files: listed.map((file) => ({ ...file, size: 1, sha256: "0".repeat(64) })),
+	};
+	const facts = {
+		hostname: "host-1",
+		architecture: "amd64" as const,
+		cgroup: "v2" as const,
+		resourceCapability: true,
+		cores: 2,
+		primaryAddress: "10.0.0.11",
+	};
+	const parameters: KubernetesRoleInput = {
+		cluster: "demo",
+		mode: "init",
+		kubernetesVersion: "v1.36.3",
+		nodeName: "host-1",
+		cni: "none",
+		addons: wanted,
+	};
+	return render(manifest, files, { ...parameters }, facts).steps;
+}
