@@ -58,6 +58,9 @@ test.each<[Partial<Probe>, string, "error" | "warning"]>([
 	[{ missingFeatures: ["vxlan"] }, "kernel-features", "error"],
 	[{ missingCommands: ["nft"] }, "commands", "error"],
 	[{ portsTaken: [6443] }, "ports", "error"],
+	[{ portsTaken: [6443], foreignNode: "srv-1" }, "ports", "error"],
+	// Its kubelet may just be down.
+	[{ foreignNode: "srv-1" }, "ports", "error"],
 	[{ clockSkewSeconds: -3600 }, "clock", "error"],
 	[{ clockSkewSeconds: 60 }, "clock", "warning"],
 ])("%j is found by check %s as %s", (change, name, severity) => {

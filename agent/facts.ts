@@ -3,6 +3,7 @@ import { existsSync, readdirSync, readFileSync, statfsSync, statSync } from "nod
 import { availableParallelism, hostname, networkInterfaces, release, totalmem } from "node:os";
 import type { HostFacts, HostMeasurements } from "../protocol/facts.ts";
 import { primaryAddress } from "./engine/facts.ts";
+import { findKubernetes } from "./kubernetes.ts";
 
 const GIB = 1024 ** 3;
 /** machine-id(5): an application hashes the id with one of its own before it leaves the machine. */
@@ -15,6 +16,7 @@ const FILESYSTEMS = ["/", "/var", "/var/lib", "/var/lib/containerd", "/var/lib/k
 /** What this host is, from /proc, /sys and /etc alone, with what was measured on it. */
 export function readFacts(measured: HostMeasurements = {}): HostFacts {
 	const addresses = networkInterfaces();
+	const kubernetes = findKubernetes();
 	return {
 		hostname: hostname(),
 		machineId: createHmac("sha256", text("/etc/machine-id").trim()).update(APPLICATION_ID).digest("hex"),
@@ -39,6 +41,7 @@ export function readFacts(measured: HostMeasurements = {}): HostFacts {
 			.sort((a, b) => a.name.localeCompare(b.name)),
 		primaryAddress: primaryAddress(text("/proc/net/route"), addresses),
 		bootId: text("/proc/sys/kernel/random/boot_id").trim(),
+		...(kubernetes && { kubernetes }),
 		...(Object.keys(measured).length > 0 && { measured }),
 	};
 }

@@ -3,6 +3,7 @@ import { availableParallelism, release, totalmem } from "node:os";
 import { delimiter, join } from "node:path";
 import type { HostCheck } from "../protocol/facts.ts";
 import { systemdRuns } from "./facts.ts";
+import { findKubernetes } from "./kubernetes.ts";
 
 const GIB = 1024 ** 3;
 const MIN_MEMORY = 1.5 * GIB;
@@ -50,6 +51,8 @@ export interface Probe {
 	missingCommands: string[];
 	/** Ports of ours that something listens on. */
 	portsTaken: number[];
+	/** Name of the node that others made here with kubeadm. */
+	foreignNode?: string;
 	/** A role is installed, so ports may be taken by our own work. */
 	installed: boolean;
 	/** The host's clock minus the region's, seconds; undefined when the region could not be asked. */
@@ -58,6 +61,7 @@ export interface Probe {
 
 /** Looks at this host, without changing it and without running programs. */
 export function probe({ installed = false, clockSkewSeconds = undefined as number | undefined } = {}): Probe {
+	const foreignNode = findKubernetes()?.nodeName;
 	return {
 		root: process.getuid?.() === 0,
 		systemd: systemdRuns(),
@@ -76,6 +80,7 @@ export function probe({ installed = false, clockSkewSeconds = undefined as numbe
 			ports.includes(port as never),
 		),
 		installed,
+		...(foreignNode !== undefined && { foreignNode }),
 		clockSkewSeconds,
 	};
 }
@@ -159,16 +164,7 @@ export function evaluate(seen: Probe): HostCheck[] {
 			lacking.length === 0 ? "all programs are there" : `programs are missing: ${seen.missingCommands.join(", ")}`,
 			`Install them: apt-get install ${lacking.join(" ")}`,
 		),
-		check(
-			"ports",
-			seen.installed || seen.portsTaken.length === 0,
-			seen.installed
-				? "ports are in use by what the region installed"
-				: seen.portsTaken.length === 0
-					? "the ports of Kubernetes are free"
-					: `something listens on ${seen.portsTaken.join(", ")}`,
-			"Find it with ss -ltnp and stop it; a Kubernetes from elsewhere is removed with kubeadm reset.",
-		),
+		check("ports", seen.installed || (seen.portsTaken.length === 0 && !seen.foreignNode), ...portsFound(seen)),
 		check(
 			"clock",
 			skew === undefined || Math.abs(skew) <= CLOCK_WARNING_S,
@@ -178,6 +174,21 @@ export function evaluate(seen: Probe): HostCheck[] {
 			"Switch time synchronisation on: timedatectl set-ntp true.",
 			skew !== undefined && Math.abs(skew) > CLOCK_ERROR_S ? "error" : "warning",
 		),
+	];
+}
+
+/** What the ports say: the message, and what to do. A cluster that is to be adopted is excused from this check alone. */
+function portsFound({ installed, portsTaken, foreignNode }: Probe): [string, string] {
+	if (installed) return ["ports are in use by what the region installed", ""];
+	if (foreignNode)
+		return [
+			`a node of Kubernetes that others made is here (${foreignNode})`,
+			"Adopt its cluster (spec.adopt of a Cluster that names its hosts), or remove it: kubeadm reset.",
+		];
+	if (portsTaken.length === 0) return ["the ports of Kubernetes are free", ""];
+	return [
+		`something listens on ${portsTaken.join(", ")}`,
+		"Find it with ss -ltnp and stop it; a Kubernetes from elsewhere is removed with kubeadm reset.",
 	];
 }
 

@@ -134,7 +134,10 @@ export async function run({
 
 	const tell = () => {
 		const roles = engine.status();
+		const wasInstalled = installed;
 		installed = roles.length > 0;
+		// Whose the ports of Kubernetes are depends on it.
+		if (installed !== wasInstalled) control.observeNow();
 		const { desired, refusal } = control;
 		report({
 			region: control.identity.region,

@@ -47,6 +47,13 @@ export const clusterSpec = z
 					message: "a cluster changes by one minor version at a time: take the next one first",
 				}),
 			),
+		adopt: z
+			.boolean()
+			.default(false)
+			.meta(cel({ rule: "self == oldSelf", message: "whether a cluster is adopted is decided once, when it is made" }))
+			.describe(
+				"Take over a cluster that others made with kubeadm, as it is: hosts, version and networks are to be named as they are, and are compared. Nothing of it is changed, and it is left running when this Cluster is deleted.",
+			),
 		controlPlane: z
 			.object(hostPick(9))
 			.describe("Hosts that run etcd and the control plane: 1, 3 or 5, by name or by label.")
@@ -202,6 +209,19 @@ export const clusterSpec = z
 			{
 				rule: "!has(self.workers) || self.workers.all(a, self.workers.all(b, a.name == b.name || !has(a.hosts) || !has(b.hosts) || a.hosts.all(h, !(h in b.hosts))))",
 				message: "a host is named twice: in two worker pools",
+			},
+			{
+				rule: "!self.adopt || (self.network.cni == 'none' && !has(self.endpoint))",
+				message:
+					"an adopted cluster keeps its network plugin and its endpoint: give network.cni: none, and no endpoint",
+			},
+			{
+				rule: "!self.adopt || (!has(self.controlPlane.selector) && (!has(self.workers) || self.workers.all(w, !has(w.selector))))",
+				message: "an adopted cluster's hosts are given by name",
+			},
+			{
+				rule: "!self.adopt || !has(self.workers) || self.workers.all(w, (!has(w.labels) || w.labels.size() == 0) && (!has(w.taints) || w.taints.size() == 0))",
+				message: "labels and taints of an adopted cluster's nodes are not changed from here",
 			},
 		),
 	);

@@ -40,6 +40,34 @@ export const hostMeasurements = z.object({
 });
 export type HostMeasurements = z.output<typeof hostMeasurements>;
 
+/** A node of a cluster that others made with kubeadm: what a region has to know before it adopts that cluster. */
+export const foundKubernetes = z.object({
+	nodeName: z.string().describe("Name of its Node."),
+	caCertHash: z
+		.string()
+		.describe("sha256:HEX over the public key of the cluster's CA: nodes of one cluster have the same."),
+	dnsDomain: z.string().describe("DNS domain of services, as the kubelet tells pods."),
+	networks: z
+		.array(z.string())
+		.meta({ "x-kubernetes-list-type": "atomic" })
+		.describe("Names of the networks that are configured for pods (CNI)."),
+	controlPlane: z
+		.object({
+			version: z.string().describe("Version of the API server."),
+			endpoint: z.string().describe("Address and port of this host's API server."),
+			podSubnet: z.string().describe("Network of pods; empty where the network plugin hands out addresses by itself."),
+			serviceSubnet: z.string().describe("Network of services."),
+			etcd: z.enum(["stacked", "external"]).describe("Whether a member of etcd runs here, as kubeadm makes it."),
+			missing: z
+				.array(z.string())
+				.meta({ "x-kubernetes-list-type": "atomic" })
+				.describe("What is not here and would be needed: the key of the cluster's CA, kubeadm, kubectl."),
+		})
+		.optional()
+		.describe("Present on a control plane."),
+});
+export type FoundKubernetes = z.output<typeof foundKubernetes>;
+
 /** What a host is. Metadata only: nothing of what runs on it leaves the site. */
 export const hostFacts = z.object({
 	hostname: z.string(),
@@ -66,6 +94,7 @@ export const hostFacts = z.object({
 		.meta({ "x-kubernetes-list-type": "atomic" }),
 	primaryAddress: z.string().describe("Address of the interface that holds the default route."),
 	bootId: z.string(),
+	kubernetes: foundKubernetes.optional().describe("A node of a cluster that others made with kubeadm."),
 	measured: hostMeasurements.optional().describe("What the agent has measured, at first when it joined."),
 });
 export type HostFacts = z.output<typeof hostFacts>;

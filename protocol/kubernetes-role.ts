@@ -16,8 +16,10 @@ export const kubernetesRoleParameters = z.object({
 		.optional()
 		.describe("UID of the Cluster object: a host that still belongs to an older cluster of that name is reset first."),
 	mode: z
-		.enum(["init", "join-control-plane", "join-worker", "server"])
-		.describe("Make the cluster here, join it, or (server) make the management server's own single node."),
+		.enum(["init", "join-control-plane", "join-worker", "server", "adopt-control-plane", "adopt-worker"])
+		.describe(
+			"Make the cluster here, join it, (server) make the management server's own single node, or (adopt) look after a node that others made.",
+		),
 	prepare: z
 		.boolean()
 		.default(false)

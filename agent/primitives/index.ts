@@ -1,3 +1,5 @@
+import { adoptedAccess } from "./adopted-access.ts";
+import { adoptedNode } from "./adopted-node.ts";
 import { balancer } from "./balancer.ts";
 import { binary } from "./binary.ts";
 import { clientCertificate } from "./client-certificate.ts";
@@ -29,6 +31,8 @@ export const primitives: Readonly<Record<string, Primitive>> = {
 	residue,
 	sysctl,
 	unit,
+	"adopted-access": adoptedAccess,
+	"adopted-node": adoptedNode,
 	"client-certificate": clientCertificate,
 	"etcd-members": etcdMembers,
 	"kernel-module": kernelModule,

@@ -92,7 +92,9 @@ async function planOf(session: Session, cluster: Cluster, version: string): Prom
 		from: cluster.status?.version ?? cluster.spec.version,
 		to: version,
 		steps,
-		findings: preflight(cluster, { target: version, versions: [], removedApis: inside.removedApis }, candidates),
+		findings: cluster.spec.adopt
+			? ["The region does not change the version of an adopted cluster: run kubeadm upgrade on its hosts."]
+			: preflight(cluster, { target: version, versions: [], removedApis: inside.removedApis }, candidates),
 		notes: [...notesOf(cluster, inside.blockedBudgets), ...inside.notes],
 		seconds: steps.reduce((sum, { seconds }) => sum + seconds, 0),
 	};

@@ -72,7 +72,11 @@ export function clusterCommand(): Command {
 	);
 
 	group.addCommand(
-		command("delete", "delete clusters: their nodes are drained, the hosts left as they were", { output: false })
+		command(
+			"delete",
+			"delete clusters: their nodes are drained, the hosts left as they were; an adopted cluster is released and runs on",
+			{ output: false },
+		)
 			.argument("<names...>")
 			.option("--wait", "wait until they are gone, and show what is being done")
 			.option("--timeout <duration>", "how long to wait", "20m")
@@ -210,13 +214,19 @@ async function watchCluster(session: Session, name: string): Promise<void> {
 
 /** What `--force` costs, as the reason why it is not done without `--yes`. */
 async function priceOfForce(session: Session, name: string): Promise<GroundplaneError> {
-	const { status } = await get(session, name);
+	const { spec, status } = await get(session, name);
 	const members = status?.members ?? [];
 	const out = members.filter(({ phase }) => phase === "NotReady" || phase === "Failed").map(({ host }) => host);
 	const gone =
 		out.length > 0
 			? ` Not well now: ${out.join(", ")}; what runs there goes on until the host is in contact again.`
 			: "";
+	if (spec.adopt)
+		return new GroundplaneError(
+			"PrerequisiteNotMet",
+			`--force releases ${name} at once: it runs on, and a host that is out of reach takes the region's access back at its next contact.`,
+			{ next: `Leave --force out to wait for that, or run: gp cluster delete ${name} --force --yes` },
+		);
 	return new GroundplaneError(
 		"PrerequisiteNotMet",
 		`--force ends ${name} at once on all of its ${members.length} hosts: pods are killed without notice or drain, and what they kept on local disks is lost. A host that can't be cleaned now is not waited for: it is listed in its status (leftBehind), can't join another cluster, and cleans itself at its next contact.${gone}`,

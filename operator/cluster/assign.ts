@@ -126,7 +126,7 @@ export function assign(cluster: Cluster, hosts: readonly Host[], others: readonl
 			};
 		}
 		if (owner === cluster.metadata.name && clusterOf(host) !== undefined) return undefined;
-		return notReady(host);
+		return notReady(host, cluster.spec.adopt);
 	};
 
 	take(cluster.spec.controlPlane, "control-plane");
@@ -135,7 +135,7 @@ export function assign(cluster: Cluster, hosts: readonly Host[], others: readonl
 }
 
 /** Why a host that isn't a member yet can't become one now. */
-function notReady(host: Host): Problem | undefined {
+function notReady(host: Host, isAdopted: boolean): Problem | undefined {
 	const { name } = host.metadata;
 	const because = (message: string): Problem => ({ reason: "HostNotReady", host: name, message });
 	if (host.metadata.deletionTimestamp !== undefined)
@@ -145,7 +145,11 @@ function notReady(host: Host): Problem | undefined {
 	if (host.status?.connection?.state !== "Connected") {
 		return because(`Host ${name} is not connected. Look at it there: systemctl status gp-agent.`);
 	}
-	const failed = host.status?.checks?.filter((check) => !check.ok && check.severity === "error") ?? [];
+	const failed =
+		host.status?.checks?.filter(
+			// The ports of a node that is to be adopted are its own.
+			(check) => !check.ok && check.severity === "error" && !(isAdopted && check.name === "ports"),
+		) ?? [];
 	if (failed.length > 0) {
 		return because(
 			`Host ${name} does not meet the prerequisites: ${failed.map((c) => `${c.message} ${c.next ?? ""}`.trim()).join("; ")}`,

@@ -87,9 +87,11 @@ export function goneFor(host: Host, now: number): number {
 	return now - (connection?.since === undefined ? 0 : Date.parse(connection.since));
 }
 
+const CONTROL_PLANE_MODES: readonly unknown[] = ["init", "join-control-plane", "adopt-control-plane"];
+
 export const roleKind = (host: Host, cluster: Cluster): MemberStatus["role"] =>
 	cluster.status?.members?.find((member) => member.host === host.metadata.name)?.role ??
-	(modeOf(host) === "init" || modeOf(host) === "join-control-plane" ? "control-plane" : "worker");
+	(CONTROL_PLANE_MODES.includes(modeOf(host)) ? "control-plane" : "worker");
 
 /** Whether a host still has something of the cluster: its role is wanted, or not yet undone. */
 export function belongs(host: Host, cluster: Cluster): boolean {

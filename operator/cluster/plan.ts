@@ -1,6 +1,7 @@
 import type { ClusterStatus } from "../../crds/cluster.ts";
 import { compareVersions } from "../../protocol/versions.ts";
 import type { NewCondition } from "../kube/conditions.ts";
+import { planAdoption } from "./adoption.ts";
 import { assign, clusterOf, type Problem } from "./assign.ts";
 import { planDeletion } from "./deletion.ts";
 import { isInitialized, planJoining } from "./joining.ts";
@@ -10,12 +11,13 @@ import { placementCondition } from "./placement.ts";
 import { poolPatch } from "./pools.ts";
 import { planServing } from "./serving.ts";
 import { type Action, BUSY_MS, type MemberStatus, type Observed, type Plan, STEADY_MS, WAITING_MS } from "./state.ts";
-import { baseStatus, describe, lacksNetwork, progressOf, ready, viewOf } from "./status.ts";
+import { baseStatus, describe, lacksNetwork, progressOf, reachableCondition, ready, viewOf } from "./status.ts";
 import { planRoll, type Roll } from "./upgrade.ts";
 
 /** Decides what to do next for a cluster. Pure: the same observation always gives the same plan. */
 export function plan(observed: Observed): Plan {
 	const { cluster, hosts } = observed;
+	if (cluster.spec.adopt) return planAdoption(observed);
 	if (cluster.metadata.deletionTimestamp !== undefined) return planDeletion(observed);
 	const { members, problems } = assign(cluster, hosts, observed.others);
 	const isStarted = hosts.some((host) => clusterOf(host) === cluster.metadata.name);
@@ -204,21 +206,3 @@ const initializedCondition = (initialized: boolean): NewCondition =>
 				reason: "Waiting",
 				message: "The first control plane is being made.",
 			};
-
-function reachableCondition({ workload, unreachable }: Observed, initialized: boolean): NewCondition {
-	if (!initialized)
-		return { type: "Reachable", status: "Unknown", reason: "Waiting", message: "There is no API server yet." };
-	if (workload === undefined)
-		return {
-			type: "Reachable",
-			status: "False",
-			reason: "Unreachable",
-			message: `The API server can't be reached through the tunnel: ${unreachable ?? "no control plane is connected"}.`,
-		};
-	return {
-		type: "Reachable",
-		status: "True",
-		reason: "Answering",
-		message: "The API server answers through the tunnel.",
-	};
-}

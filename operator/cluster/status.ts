@@ -177,3 +177,22 @@ export const ready = (cluster: Cluster, status: "True" | "False", reason: string
 	message,
 	observedGeneration: cluster.metadata.generation ?? 0,
 });
+
+/** Whether the cluster's API server answers through the tunnel. */
+export function reachableCondition({ workload, unreachable }: Observed, initialized: boolean): NewCondition {
+	if (!initialized)
+		return { type: "Reachable", status: "Unknown", reason: "Waiting", message: "There is no API server yet." };
+	if (workload === undefined)
+		return {
+			type: "Reachable",
+			status: "False",
+			reason: "Unreachable",
+			message: `The API server can't be reached through the tunnel: ${unreachable ?? "no control plane is connected"}.`,
+		};
+	return {
+		type: "Reachable",
+		status: "True",
+		reason: "Answering",
+		message: "The API server answers through the tunnel.",
+	};
+}

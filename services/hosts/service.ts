@@ -250,13 +250,14 @@ function api({
 		});
 }
 
+const CONTROL_PLANE_MODES: readonly unknown[] = ["init", "join-control-plane", "adopt-control-plane"];
+
 function target(service: "metrics" | "kube-apiserver", name: string, controller: HostsController) {
 	const host = controller.host(name);
 	if (!host?.spec.approved) return [];
 	const cluster = clusterOf(host);
 	const isControlPlane = host.spec.roles.some(
-		({ name, parameters }) =>
-			name === "kubernetes" && (parameters.mode === "init" || parameters.mode === "join-control-plane"),
+		({ name, parameters }) => name === "kubernetes" && CONTROL_PLANE_MODES.includes(parameters.mode),
 	);
 	if (service === "kube-apiserver" && !isControlPlane) return [];
 	return [{ targets: [`${service}.${name}:80`], labels: { host: name, ...(cluster && { cluster }) } }];
