@@ -19,6 +19,7 @@ import type { StepContext } from "./primitive.ts";
 import { unit } from "./unit.ts";
 import {
 	type Change,
+	endedWith,
 	manifestConfiguration,
 	mayGoOnToEtcd,
 	mayReturnToEtcd,
@@ -112,16 +113,24 @@ describe("a change of version", () => {
 		["v1.36.3", "v2.36.3", Number.POSITIVE_INFINITY],
 	])("from %s to %s: %d minors", (from, to, minors) => expect(minorsBetween(from, to)).toBe(minors));
 
-	it("takes etcd back within a minor only, and on to no older version", () => {
+	it("takes etcd back within a minor only, and on to newer versions only", () => {
 		const etcd = (tag: string) => `  containers:\n  - command: [etcd]\n    image: registry.k8s.io/etcd:${tag}\n`;
 		expect(mayReturnToEtcd(etcd("3.6.8-0"), etcd("3.6.6-0"))).toBe(true);
 		expect(mayReturnToEtcd(etcd("3.7.1-0"), etcd("3.6.6-0"))).toBe(false);
 		expect(mayReturnToEtcd("", etcd("3.6.6-0"))).toBe(true);
 		expect(mayGoOnToEtcd(etcd("3.6.6-0"), etcd("3.6.8-0"))).toBe(true);
-		expect(mayGoOnToEtcd(etcd("3.6.8-0"), etcd("3.6.8-0"))).toBe(true);
+		expect(mayGoOnToEtcd(etcd("3.6.8-0"), etcd("3.6.8-0"))).toBe(false);
 		expect(mayGoOnToEtcd(etcd("3.6.8-0"), etcd("3.6.6-0"))).toBe(false);
 		expect(mayGoOnToEtcd(etcd("3.6.8-0"), "")).toBe(false);
 	});
+
+	const all = ["etcd.yaml", "kube-apiserver.yaml", "kube-scheduler.yaml"];
+	it.each([
+		["only what changes", ["kube-scheduler.yaml"], false, ["kube-scheduler.yaml"]],
+		["all that stand on etcd when that one changes", ["etcd.yaml"], false, all],
+		["all when the kubelet is one of another minor", [], true, all],
+		["nothing when nothing changes", [], false, []],
+	])("ends %s", (_what, changed, another, expected) => expect(endedWith(changed, all, another)).toEqual(expected));
 
 	it("makes manifests of the cluster's own configuration, for another version and this node", () => {
 		const cluster =

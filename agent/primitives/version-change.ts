@@ -270,9 +270,9 @@ export function mayReturnToEtcd(running: string, kept: string): boolean {
 	return running === "" || minorsBetween(etcdVersion(running), etcdVersion(kept)) === 0;
 }
 
-/** Whether etcd goes on to another manifest: kubeadm too never takes it to an older version. */
+/** Whether etcd goes on to another manifest: as in kubeadm, only to a newer version. For less it is not stopped. */
 export function mayGoOnToEtcd(running: string, next: string): boolean {
-	return etcdVersion(next) !== "" && compareVersions(etcdVersion(next), etcdVersion(running)) >= 0;
+	return etcdVersion(next) !== "" && compareVersions(etcdVersion(next), etcdVersion(running)) > 0;
 }
 
 /**
@@ -289,7 +289,11 @@ async function replace(
 	const running = await manifestsIn(MANIFESTS);
 	const changed = [...manifests].filter(([name, content]) => running.get(name) !== content);
 	const another = minorsBetween(versionOfKubelet(await readlink(KUBELET)), versionOfKubelet(kubelet)) > 0;
-	const ended = another ? [...running.keys()] : changed.map(([name]) => name);
+	const ended = endedWith(
+		changed.map(([name]) => name),
+		[...running.keys()],
+		another,
+	);
 	if (controlPlane && ended.length > 0) await standIn(nodeAddress, ADMIN, context);
 	context.signal.throwIfAborted();
 	// Nothing breaks it off from here on: an agent that is told to stop has 30 s (gp-agent.service), and would leave a node that rests.
@@ -306,6 +310,13 @@ async function replace(
 	}
 	await startKubelet(kubelet, unbroken);
 }
+
+/**
+ * Which static pods end when the manifests of some change. With etcd all of them do: an API server that runs on without it holds
+ * up the kubelet, which asks it before it starts anything, etcd too. Neither would ever come back.
+ */
+export const endedWith = (changed: readonly string[], running: readonly string[], anotherKubelet: boolean): string[] =>
+	anotherKubelet || changed.includes("etcd.yaml") ? [...running] : [...changed];
 
 const versionOfKubelet = (path: string) => path.split("/").at(-2) ?? "";
 
