@@ -252,7 +252,7 @@ test("whatever bytes a peer sends, a session ends in order and says why", async 
 	);
 });
 
-test("readers that are stuck block nobody else", async () => {
+test("readers that are stuck block nobody else", { timeout: 60_000 }, async () => {
 	const { a, b } = connect();
 	const stuck: TunnelStream[] = [];
 	for (let count = 0; count < 8; count++) {

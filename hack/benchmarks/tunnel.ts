@@ -15,6 +15,9 @@ const LIVE_STREAMS = 50;
 const LIVE_PAUSE_MS = 20;
 const LIVE_MS = 3_000;
 const STUCK_STREAMS = 8;
+const SITE_TRANSFERS = 8;
+/** 80 Mbit/s: what one site's line may be. */
+const SITE_LINE = { rttMs: 20, bytesPerSecond: 10_000_000 };
 /** Time for windows to grow to what a long line holds. */
 const LINE_SETTLE_MS = 3_000;
 const LINE_MS = 2_000;
@@ -32,7 +35,7 @@ export async function tunnel({ report }: { report: (line: string) => void }): Pr
 			server: await certificates.issueService("tunnel"),
 			client: await certificates.host("host-1"),
 		};
-		const start = async (carrier: CarrierName, options: { rttMs?: number } = {}) => {
+		const start = async (carrier: CarrierName, options: { rttMs?: number; bytesPerSecond?: number } = {}) => {
 			const pair = await Pair.start(carrier, tls as Record<"server" | "client", CarrierOptions["tls"]>, options);
 			pairs.push(pair);
 			return pair;
@@ -43,6 +46,7 @@ export async function tunnel({ report }: { report: (line: string) => void }): Pr
 			...(await latency(pipe, ours, report)),
 			...(await opening(ours, await start("tunnel", { rttMs: 100 }), report)),
 			...(await company(ours, report)),
+			...(await siteLine(await start("tunnel", SITE_LINE), report)),
 			...(await lines(start, report)),
 		];
 	} finally {
@@ -189,6 +193,37 @@ async function company(ours: Pair, report: (line: string) => void): Promise<Figu
 			"× alone",
 			0.7,
 			`${Math.round(bulk.rate)} MB/s, alone ${Math.round(unhindered)}`,
+		),
+	];
+}
+
+/** What streams suffer where the line is what limits, and not the machine. */
+async function siteLine(pair: Pair, report: (line: string) => void): Promise<Figure[]> {
+	const { rttMs, bytesPerSecond } = SITE_LINE;
+	report(`live streams beside ${SITE_TRANSFERS} bulk transfers over a site's line`);
+	let times: number[] = [];
+	const flow = await pair.flow(SITE_TRANSFERS, "up", LIVE_MS, {
+		settleMs: LINE_SETTLE_MS,
+		meanwhile: async () => {
+			({ times } = await pair.client.tell("pingPong", LIVE_STREAMS, LIVE_MS, LIVE_PAUSE_MS, "interactive"));
+		},
+	});
+	const line = `over ${(bytesPerSecond * 8) / 1e6} Mbit/s and ${rttMs} ms`;
+	const [p50, p99] = [quantile(times, 0.5), quantile(times, 0.99)];
+	return [
+		atMost(
+			`live streams beside ${SITE_TRANSFERS} bulk transfers ${line}, p99`,
+			p99 / rttMs,
+			"round trips",
+			4,
+			`${micro(p99)}, median ${micro(p50)}`,
+		),
+		atLeast(
+			"… the bulk transfers",
+			(flow.rate * 1e6) / bytesPerSecond,
+			"× the line",
+			0.7,
+			`${flow.rate.toFixed(1)} MB/s`,
 		),
 	];
 }

@@ -25,10 +25,11 @@ const commands = {
 		open = await dial(options, port);
 	},
 
-	/** A line of this round trip before `port`; resolves with the port to dial instead. */
-	async relay(port: number, rttMs: number): Promise<number> {
+	/** A line of this round trip before `port`, as fast as the machine when no rate is named; resolves with the port to dial instead. */
+	async relay(port: number, line: { rttMs: number; bytesPerSecond?: number }): Promise<number> {
 		const relay = await Relay.start(() => ({ port }));
-		relay.behave({ delayMs: rttMs / 2 });
+		const { rttMs, bytesPerSecond } = line;
+		relay.behave({ delayMs: rttMs / 2, ...(bytesPerSecond !== undefined && { bytesPerSecond }) });
 		return relay.port;
 	},
 

@@ -68,11 +68,11 @@ export class Pair {
 		this.#relay = relay;
 	}
 
-	/** `rttMs`: the round trip of a line between the two. */
+	/** `rttMs`: the round trip of a line between the two, which carries `bytesPerSecond` each way. */
 	static async start(
 		carrier: CarrierName,
 		{ server: serverTls, client: clientTls }: { server: Certificates; client: Certificates },
-		{ rttMs }: { rttMs?: number } = {},
+		{ rttMs, bytesPerSecond }: { rttMs?: number; bytesPerSecond?: number } = {},
 	): Promise<Pair> {
 		const [server, client] = [new End(), new End()];
 		const relay = rttMs === undefined ? undefined : new End();
@@ -81,7 +81,12 @@ export class Pair {
 		await client.tell(
 			"dial",
 			{ carrier, tls: clientTls },
-			relay ? await relay.tell("relay", port, rttMs as number) : port,
+			relay
+				? await relay.tell("relay", port, {
+						rttMs: rttMs as number,
+						...(bytesPerSecond !== undefined && { bytesPerSecond }),
+					})
+				: port,
 		);
 		return pair;
 	}
