@@ -13,12 +13,13 @@ export async function saveSnapshots(demo: Demo, hosts: readonly string[]): Promi
 }
 
 /**
- * What the agent was told last, signed: it changes with every word of the region, role or no role. And what it measured, which
+ * The names that the lab gives. And what the agent was told last, signed: it changes with every word of the region, role or no role. And what it measured, which
  * it does again when it hears of other hosts, and the file that it measures the disk with.
  */
-const exclude = ["desired-state.jws", "measured.json", ".groundplane-fsync"].map(
-	(name) => `/var/lib/groundplane/agent/${name}`,
-);
+const exclude = [
+	"/etc/hosts",
+	...["desired-state.jws", "measured.json", ".groundplane-fsync"].map((name) => `/var/lib/groundplane/agent/${name}`),
+];
 
 /** What is different on a host from when its snapshot was kept. */
 export async function differencesSince(demo: Demo, host: string): Promise<string[]> {
