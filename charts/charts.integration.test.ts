@@ -331,6 +331,12 @@ describe("what the chart and the code agree on", () => {
 		});
 		const yaml = await render(charts.region, "region-demo", values(region as Region, config, { nats: "1234" }));
 		expect(manifests(yaml).length).toBeGreaterThan(50);
+		// A bundle that changes within a version is another image, and the pods that hold it start anew.
+		const images = [...yaml.matchAll(/reference: "?(\S+?)"?$/gm)].map(([, reference]) => reference);
+		expect(images).toEqual([
+			"groundplane/bundle-kubernetes:v1.36.3-0123456789ab",
+			"groundplane/bundle-kubernetes:v1.35.4",
+		]);
 		const operator = containerOf(
 			manifests(await render(charts.groundplane, "groundplane-system", fullCore)),
 			"operator",

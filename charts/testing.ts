@@ -19,7 +19,10 @@ export const regionValues = {
 	domain: "demo.example.com",
 	customer: "Example",
 	release: { publicJwks },
-	bundles: [{ name: "kubernetes", version: "v1.36.3" }],
+	bundles: [
+		{ name: "kubernetes", version: "v1.36.3", tag: "v1.36.3-0123456789ab" },
+		{ name: "kubernetes", version: "v1.35.4" },
+	],
 };
 
 export const coreValues = { release: { publicJwks }, bundles: regionValues.bundles };

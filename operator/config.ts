@@ -1,8 +1,12 @@
 import { z } from "zod";
 import { GroundplaneError } from "../protocol/errors.ts";
 
-/** A release bundle that this platform ships, as an image (`groundplane/bundle-NAME:VERSION`). */
-const bundle = z.strictObject({ name: z.string().min(1), version: z.string().min(1) });
+/** A release bundle that this platform ships, as an image (`groundplane/bundle-NAME:TAG`, the tag being the version by default). */
+const bundle = z.strictObject({
+	name: z.string().min(1),
+	version: z.string().min(1),
+	tag: z.string().min(1).optional(),
+});
 
 const json = <T extends z.ZodType>(schema: T) =>
 	z
@@ -63,7 +67,7 @@ export interface OperatorConfig {
 	};
 	/** JSON Web Key Set, as text. */
 	readonly releaseJwks: string;
-	readonly bundles: readonly { readonly name: string; readonly version: string }[];
+	readonly bundles: readonly z.output<typeof bundle>[];
 	readonly clusterDomain: string;
 	readonly listenAddress: string;
 	readonly metricsPort: number;

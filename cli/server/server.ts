@@ -142,6 +142,14 @@ export class Server {
 			imported[image.reference] = image.sha256;
 			await writeDurable(recordPath, JSON.stringify(imported), 0o600);
 		}
+		// Images of releases before this one: the kubelet may remove them when they are no longer used and the disk fills up.
+		for (const reference of Object.keys(imported)) {
+			if (release.images.some((image) => image.reference === reference)) continue;
+			if (present.has(storedName(reference)))
+				await this.#run("ctr", ["-n", "k8s.io", "images", "label", storedName(reference), "io.cri-containerd.pinned="]);
+			delete imported[reference];
+			await writeDurable(recordPath, JSON.stringify(imported), 0o600);
+		}
 		await this.#restartUsersOf(changed, progress);
 	}
 

@@ -17,13 +17,22 @@ import { tool } from "./tools.ts";
 interface Part {
 	readonly files?: Readonly<Record<string, string>>;
 	readonly images?: readonly { reference: string; archive: string }[];
-	readonly bundles?: readonly { name: string; version: string }[];
+	readonly bundles?: readonly Bundle[];
 }
+
+interface Bundle {
+	readonly name: string;
+	readonly version: string;
+	/** Of the image that carries it. */
+	readonly tag: string;
+}
+
+const bundleImage = ({ name, tag }: Pick<Bundle, "name" | "tag">) => `groundplane/bundle-${name}:${tag}`;
 
 /** `release.json`, which `gp server init` reads. */
 interface ReleaseJson {
 	version: string;
-	bundles: { name: string; version: string }[];
+	bundles: Bundle[];
 	images: { reference: string; path: string; sha256: string }[];
 	chart: string;
 	helm: string;
@@ -88,12 +97,15 @@ const parts: Readonly<Record<string, (version: string, newest: boolean) => Promi
 		const present = new Set((await readRelease())?.bundles.map(({ version }) => version));
 		const wanted = minors.filter((minor) => !newest || minor === minors[0] || present.has(minor.kubernetes));
 		const files: Record<string, string> = {};
-		const bundles: { name: string; version: string }[] = [];
+		const bundles: Bundle[] = [];
 		const archives: { reference: string; archive: string }[] = [];
 		for (const minor of wanted) {
 			const directory = await kubernetesBundle(minor);
 			for (const path of await filesUnder(directory)) files[relative(directory, path)] = path;
-			const reference = `groundplane/bundle-kubernetes:${minor.kubernetes}`;
+			// What changes has another name: nodes keep an image that they have under a tag, and hold a volume of it open.
+			const manifest = await hashFile(join(directory, "bundles/kubernetes", minor.kubernetes, "manifest.jws"));
+			const tag = `${minor.kubernetes}-${manifest.sha256.slice(0, 12)}`;
+			const reference = bundleImage({ name: "kubernetes", tag });
 			const image: Image = {
 				folder: "bundle",
 				reference,
@@ -101,7 +113,7 @@ const parts: Readonly<Record<string, (version: string, newest: boolean) => Promi
 				compressed: true,
 			};
 			archives.push({ reference, archive: await imageArchive(image) });
-			bundles.push({ name: "kubernetes", version: minor.kubernetes });
+			bundles.push({ name: "kubernetes", version: minor.kubernetes, tag });
 		}
 		return { files, bundles, images: archives };
 	},
@@ -167,13 +179,18 @@ export async function buildRelease(only: readonly string[], newest: boolean): Pr
 			images.set(reference, { reference, path, sha256: await archiveDigest(archive) });
 		}
 		for (const [path, source] of files) await publish(source, join(OUT, path));
+		const bundles = mergeBundles(
+			before?.bundles,
+			built.flatMap((part) => part.bundles ?? []),
+		);
+		const isCurrent = (reference: string) =>
+			!reference.startsWith("groundplane/bundle-") || bundles.some((bundle) => bundleImage(bundle) === reference);
 		const release: ReleaseJson = {
 			version,
-			bundles: mergeBundles(
-				before?.bundles,
-				built.flatMap((part) => part.bundles ?? []),
-			),
-			images: [...images.values()].sort((a, b) => (a.reference < b.reference ? -1 : 1)),
+			bundles,
+			images: [...images.values()]
+				.filter(({ reference }) => isCurrent(reference))
+				.sort((a, b) => (a.reference < b.reference ? -1 : 1)),
 			chart: "charts/groundplane",
 			helm: "bin/helm",
 		};
