@@ -8,7 +8,7 @@ import { assign, clusterOf, KUBERNETES_ROLE, type Member } from "./assign.ts";
 import { cleaningMessage } from "./leaving.ts";
 import { belongs, goneFor, isConnected, reportOf, roleKind, roleOf } from "./members.ts";
 import { type Action, BUSY_MS, type MemberStatus, type Observed, type Plan, STEADY_MS, WAITING_MS } from "./state.ts";
-import { baseStatus, reachableCondition, ready, stamp, viewOf } from "./status.ts";
+import { baseStatus, deletingStatus, reachableCondition, ready, stamp, viewOf } from "./status.ts";
 
 /** kubeadm's port of the API server, where the agent's service for the tunnel leads. */
 const API_SERVER_PORT = "6443";
@@ -319,13 +319,7 @@ function planRelease(observed: Observed): Plan {
 				};
 	return {
 		actions,
-		status: {
-			...baseStatus(cluster),
-			phase: "Deleting",
-			members,
-			ready: `0/${members.length}`,
-			...(progress === undefined ? {} : { progress: stamp(cluster, progress, now) }),
-		},
+		status: deletingStatus(cluster, members, progress, now),
 		conditions: [
 			ready(
 				cluster,

@@ -6,7 +6,7 @@ import { drainAction, drainMessage } from "./drain.ts";
 import { cleaningMessage } from "./leaving.ts";
 import { belongs, goneFor, isConnected, modeOf, roleKind } from "./members.ts";
 import { type Action, BUSY_MS, type MemberStatus, type Observed, type Plan } from "./state.ts";
-import { baseStatus, describe, ready, stamp } from "./status.ts";
+import { deletingStatus, describe, ready } from "./status.ts";
 import { USUAL_SECONDS } from "./usual.ts";
 
 /** A host that is out of reach for this long is not waited for: it cleans itself when it is back. */
@@ -67,13 +67,7 @@ export function planDeletion(observed: Observed): Plan {
 				};
 	return {
 		actions,
-		status: {
-			...baseStatus(cluster),
-			phase: "Deleting",
-			members,
-			ready: `0/${members.length}`,
-			...(progress === undefined ? {} : { progress: stamp(cluster, progress, now) }),
-		},
+		status: deletingStatus(cluster, members, progress, now),
 		conditions: [ready(cluster, "False", "Deleting", describe(progress) ?? "Removing the last traces.")],
 		requeueAfter: BUSY_MS,
 	};

@@ -3,7 +3,7 @@ import type { Host } from "../../crds/host.ts";
 import type { NewCondition } from "../kube/conditions.ts";
 import { clusterOf, type Member } from "./assign.ts";
 import { awaitsNetwork, isConnected, modeOf, reportOf, roleOf } from "./members.ts";
-import type { MemberStatus, NodeState, Observed, Progress } from "./state.ts";
+import type { MemberStatus, NodeState, Observed, Plan, Progress } from "./state.ts";
 import { USUAL_SECONDS, type Work } from "./usual.ts";
 
 /** How a member is doing, for people. */
@@ -168,6 +168,20 @@ export const baseStatus = (
 	...(cluster.status?.version === undefined ? {} : { version: cluster.status.version }),
 	...(cluster.status?.endpoint === undefined ? {} : { endpoint: cluster.status.endpoint }),
 	...(cluster.status?.upgrade === undefined ? {} : { upgrade: cluster.status.upgrade }),
+});
+
+/** The status of a cluster that goes, or is let go. */
+export const deletingStatus = (
+	cluster: Cluster,
+	members: MemberStatus[],
+	progress: Omit<Progress, "since"> | undefined,
+	now: number,
+): Plan["status"] => ({
+	...baseStatus(cluster),
+	phase: "Deleting",
+	members,
+	ready: `0/${members.length}`,
+	...(progress === undefined ? {} : { progress: stamp(cluster, progress, now) }),
 });
 
 export const ready = (cluster: Cluster, status: "True" | "False", reason: string, message: string): NewCondition => ({

@@ -1,43 +1,16 @@
-import { readdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
 import { expect, it } from "vitest";
-import type { RoleFacts } from "../../agent/engine/facts.ts";
 import { render } from "../../agent/engine/pack.ts";
 import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
+import { packFacts, packFiles, packManifest } from "../../test/support/role-pack.ts";
 
-const files = new Map(
-	readdirSync(import.meta.dirname, { recursive: true, withFileTypes: true })
-		.filter((entry) => entry.isFile() && !entry.name.endsWith(".ts"))
-		.map((entry) => join(entry.parentPath, entry.name))
-		.map((path) => [`pack/${path.slice(import.meta.dirname.length + 1)}`, readFileSync(path, "utf8")]),
-);
 const image = { path: "images/pause.tar", kind: "image" as const, reference: "registry.k8s.io/pause:3.10.2" };
-const manifest = {
-	schema: 1 as const,
-	name: "kubernetes",
-	version: "v1.36.3",
-	architecture: "amd64" as const,
-	createdAt: "2026-11-01T00:00:00Z",
-	components: {},
-	files: [
-		{ ...image, size: 1, sha256: "0".repeat(64) },
-		{ path: "bin/kubelet", kind: "binary" as const, size: 1, sha256: "1".repeat(64) },
-	],
-};
-const facts: RoleFacts = {
-	hostname: "a",
-	architecture: "amd64",
-	cgroup: "v2",
-	resourceCapability: true,
-	cores: 2,
-	primaryAddress: "10.0.0.11",
-};
+const manifest = packManifest([image, { path: "bin/kubelet", kind: "binary" }]);
 const stepsOf = (mode: KubernetesRoleInput["mode"], more: Partial<KubernetesRoleInput> = {}) =>
 	render(
 		manifest,
-		files,
+		packFiles,
 		{ cluster: "old", mode, kubernetesVersion: "v1.36.3", nodeName: "a", ...more } satisfies KubernetesRoleInput,
-		facts,
+		packFacts,
 	).steps;
 
 // Closed lists on purpose: whatever is added to the pack is not for nodes that others made, unless it is added here.

@@ -1,52 +1,29 @@
-import { readdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { parse, parseAllDocuments } from "yaml";
 import type { RoleFacts } from "../../agent/engine/facts.ts";
 import { render, type Step } from "../../agent/engine/pack.ts";
 import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
-import type { ReleaseManifest } from "../../protocol/release.ts";
+import { packFiles as files, packFacts, packManifest } from "../../test/support/role-pack.ts";
 import { parametersSchema } from "./generate.ts";
 
-const files = new Map(
-	readdirSync(import.meta.dirname, { recursive: true, withFileTypes: true })
-		.filter((entry) => entry.isFile() && !entry.name.endsWith(".ts"))
-		.map((entry) => join(entry.parentPath, entry.name))
-		.map((path) => [`pack/${path.slice(import.meta.dirname.length + 1)}`, readFileSync(path, "utf8")]),
-);
 const binaries = ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubelet", "kubeadm", "kubectl", "etcdctl"];
-const manifest: ReleaseManifest = {
-	schema: 1,
-	name: "kubernetes",
-	version: "v1.36.3",
-	architecture: "amd64",
-	createdAt: "2026-11-01T00:00:00Z",
-	components: {},
-	files: [
-		...binaries.map((name) => ({ path: `bin/${name}`, kind: "binary" as const })),
-		...["bridge", "flannel"].map((name) => ({ path: `cni/${name}`, kind: "binary" as const })),
-		{ path: "images/pause.tar", kind: "image", reference: "registry.k8s.io/pause:3.10.2" } as const,
-		{ path: "images/flannel.tar", kind: "image", reference: "docker.io/flannel/flannel:v0.26.7" } as const,
-		{
-			path: "images/metrics-server.tar",
-			kind: "image",
-			reference: "registry.k8s.io/ms/metrics-server:v0.9.0",
-		} as const,
-		...["local-path-helper", "local-path-provisioner", "node-exporter"].map((name) => ({
-			path: `images/${name}.tar`,
-			kind: "image" as const,
-			reference: `registry.example/${name}:v1`,
-		})),
-	].map((file, index) => ({ ...file, size: 1, sha256: index.toString(16).padStart(64, "0") })),
-};
-const facts: RoleFacts = {
-	hostname: "host-1",
-	architecture: "amd64",
-	cgroup: "v1",
-	resourceCapability: false,
-	cores: 2,
-	primaryAddress: "10.0.0.11",
-};
+const manifest = packManifest([
+	...binaries.map((name) => ({ path: `bin/${name}`, kind: "binary" as const })),
+	...["bridge", "flannel"].map((name) => ({ path: `cni/${name}`, kind: "binary" as const })),
+	{ path: "images/pause.tar", kind: "image", reference: "registry.k8s.io/pause:3.10.2" } as const,
+	{ path: "images/flannel.tar", kind: "image", reference: "docker.io/flannel/flannel:v0.26.7" } as const,
+	{
+		path: "images/metrics-server.tar",
+		kind: "image",
+		reference: "registry.k8s.io/ms/metrics-server:v0.9.0",
+	} as const,
+	...["local-path-helper", "local-path-provisioner", "node-exporter"].map((name) => ({
+		path: `images/${name}.tar`,
+		kind: "image" as const,
+		reference: `registry.example/${name}:v1`,
+	})),
+]);
+const facts: RoleFacts = { ...packFacts, cgroup: "v1", resourceCapability: false };
 const parameters: KubernetesRoleInput = {
 	cluster: "demo",
 	mode: "init",

@@ -1,6 +1,4 @@
-import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { parseAllDocuments } from "yaml";
 import { render, type Step } from "../../agent/engine/pack.ts";
@@ -10,6 +8,7 @@ import type { StepContext } from "../../agent/primitives/primitive.ts";
 import { tool } from "../../hack/builder/tools.ts";
 import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
 import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
+import { packFacts, packFiles, packManifest } from "../support/role-pack.ts";
 
 /** The steps of the role pack that concern add-ons, done by the agent's own primitives against a real API server. */
 type Addons = NonNullable<KubernetesRoleInput["addons"]>;
@@ -76,38 +75,14 @@ async function kubectl(...args: string[]): Promise<string> {
 const primitive = ({ use }: Step) => primitives[use] as NonNullable<(typeof primitives)[string]>;
 const context = () => ({ exec, signal: AbortSignal.timeout(60_000) }) as unknown as StepContext;
 
-const pack = fileURLToPath(new URL("../../roles/kubernetes/", import.meta.url));
-const files = new Map(
-	readdirSync(pack, { recursive: true, withFileTypes: true })
-		.filter((entry) => entry.isFile() && !entry.name.endsWith(".ts"))
-		.map((entry) => join(entry.parentPath, entry.name))
-		.map((path) => [`pack/${path.slice(pack.length)}`, readFileSync(path, "utf8")]),
-);
 const programs = ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubelet", "kubeadm", "kubectl", "etcdctl"];
 const images = ["metrics-server", "local-path-helper", "local-path-provisioner", "node-exporter"];
 
 function steps(wanted: Addons): readonly Step[] {
-	const listed = [
+	const manifest = packManifest([
 		...programs.map((name) => ({ path: `bin/${name}`, kind: "binary" as const })),
 		...images.map((name) => ({ path: `images/${name}.tar`, kind: "image" as const, reference: `example/${name}:v1` })),
-	];
-	const manifest = {
-		schema: 1 as const,
-		name: "kubernetes",
-		version: "v1.36.3",
-		architecture: "amd64" as const,
-		createdAt: "2026-11-01T00:00:00Z",
-		components: {},
-		files: listed.map((file) => ({ ...file, size: 1, sha256: "0".repeat(64) })),
-	};
-	const facts = {
-		hostname: "host-1",
-		architecture: "amd64" as const,
-		cgroup: "v2" as const,
-		resourceCapability: true,
-		cores: 2,
-		primaryAddress: "10.0.0.11",
-	};
+	]);
 	const parameters: KubernetesRoleInput = {
 		cluster: "demo",
 		mode: "init",
@@ -116,5 +91,5 @@ function steps(wanted: Addons): readonly Step[] {
 		cni: "none",
 		addons: wanted,
 	};
-	return render(manifest, files, { ...parameters }, facts).steps;
+	return render(manifest, packFiles, { ...parameters }, packFacts).steps;
 }
