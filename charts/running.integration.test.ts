@@ -759,7 +759,9 @@ describe("prometheus", () => {
 								values: "1x40",
 							})),
 							{ series: 'groundplane_tunnel_connections_total{result="Overloaded"}', values: "0+6x40" },
+							{ series: 'groundplane_tunnel_connections_total{result="Full"}', values: "0x10 0+2x30" },
 							{ series: "groundplane_tunnel_hosts", values: "10x40" },
+							{ series: "groundplane_tunnel_max_hosts", values: "11x20 100x20" },
 							{ series: 'groundplane_tunnel_reconnects_total{reason="TunnelClosed"}', values: "0x10 0+2x30" },
 							{ series: 'groundplane_tunnel_reconnects_total{reason="Superseded"}', values: "0+20x40" },
 							{ series: 'groundplane_tunnel_open_seconds_count{result="ok"}', values: "0+60x40" },
@@ -794,6 +796,20 @@ describe("prometheus", () => {
 									},
 								],
 							},
+							{ eval_time: "10m", alertname: "TunnelFull", exp_alerts: [] },
+							{
+								eval_time: "20m",
+								alertname: "TunnelFull",
+								exp_alerts: [
+									{
+										exp_labels: { severity: "critical" },
+										exp_annotations: {
+											summary: "Tunnel gateways have no memory for more hosts and turn some away",
+											next: "Give the region more gateways (raise Region.spec.tunnel.replicas); the hosts come by themselves as soon as there is room.",
+										},
+									},
+								],
+							},
 							// Renewed certificates and refusals of a host's own policy are no alarm.
 							{ eval_time: "10m", alertname: "TunnelsUnstable", exp_alerts: [] },
 							{
@@ -809,6 +825,20 @@ describe("prometheus", () => {
 									},
 								],
 							},
+							{
+								eval_time: "18m",
+								alertname: "TunnelNearlyFull",
+								exp_alerts: [
+									{
+										exp_labels: { severity: "warning" },
+										exp_annotations: {
+											summary: "The tunnel gateways have taken 90.91% of the hosts for which they have memory",
+											next: "Give the region another gateway (raise Region.spec.tunnel.replicas) before hosts are turned away.",
+										},
+									},
+								],
+							},
+							{ eval_time: "30m", alertname: "TunnelNearlyFull", exp_alerts: [] },
 							{ eval_time: "40m", alertname: "TunnelStreamsFail", exp_alerts: [] },
 							{
 								eval_time: "20m",

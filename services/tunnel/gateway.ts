@@ -19,6 +19,7 @@ import { Bucket } from "./budget.ts";
 import { bridgeUp, parseDown, sendDown } from "./control.ts";
 import type { LineOptions } from "./line.ts";
 import type { TunnelMetrics } from "./metrics.ts";
+import { type Bounds, hasRoom } from "./room.ts";
 import type { Route } from "./routes.ts";
 
 /** What the gateway needs of the region's bus; `bus.ts` has it over NATS. */
@@ -91,6 +92,8 @@ interface History {
 const RETIRE_MS = 30_000;
 /** A host that was told to go for a reason that doesn't pass by itself comes back after this. */
 const REFUSED_RETRY_MS = 60_000;
+/** A host for which there is no room comes back after this, up to twice as long: another gateway may have room, or this one again. */
+const FULL_RETRY_MS = 20_000;
 /** A gateway that stops spreads its hosts over the others: this many a second, over at most two seconds. */
 const LEAVING_A_SECOND = 500;
 const LEAVING_SPREAD_MS = 2_000;
@@ -136,6 +139,8 @@ export class Gateway {
 	readonly #attended = new Set<Promise<void>>();
 	readonly #histories = new Map<string, History>();
 	readonly #arrivals = new EventEmitter<{ arrived: [host: string] }>().setMaxListeners(0);
+	/** The most tunnels that were open at the same time. */
+	#peak = 0;
 	/** Orders to cut so far: one that came while a host was being admitted counts, too. */
 	#cuts = 0;
 	#sweeps = 0;
@@ -258,7 +263,10 @@ export class Gateway {
 		try {
 			const cuts = this.#cuts;
 			const peer = this.#shown(request, socket);
-			if (peer) await this.#options.admission.admit(peer.host, peer.serial);
+			if (peer) {
+				this.#checkRoomFor(peer.host);
+				await this.#options.admission.admit(peer.host, peer.serial);
+			}
 			if (socket.destroyed) return;
 			const hostNonce = request.headers[NONCE_HEADER];
 			const nonces = !peer && isNonce(hostNonce) ? { hostNonce, gatewayNonce: newNonce() } : undefined;
@@ -272,9 +280,9 @@ export class Gateway {
 			void attended.finally(() => this.#attended.delete(attended));
 		} catch (error) {
 			const problem = asGroundplaneError(error);
-			this.#options.metrics.connections.inc({ result: problem.code });
+			this.#options.metrics.connections.inc({ result: resultOf(problem) });
 			this.#options.log.warn({ err: problem, address }, "tunnel refused");
-			refuse(socket, problem, this.#leaving ? LEAVING_RETRY_MS : undefined);
+			refuse(socket, problem);
 		}
 	}
 
@@ -282,6 +290,7 @@ export class Gateway {
 	async greet(request: IncomingMessage): Promise<{ gateway: string; host: string }> {
 		const peer = this.#shown(request, request.socket as TLSSocket);
 		if (!peer) throw noCertificate();
+		this.#checkRoomFor(peer.host);
 		await this.#options.admission.admit(peer.host, peer.serial);
 		return { gateway: this.#options.name, host: peer.host };
 	}
@@ -294,7 +303,10 @@ export class Gateway {
 			});
 		}
 		if (this.#leaving) {
-			throw new GroundplaneError("Overloaded", "this gateway is stopping", { next: "Nothing: the agent dials again." });
+			throw new GroundplaneError("Overloaded", "this gateway is stopping", {
+				next: "Nothing: the agent dials again.",
+				details: { retryAfterMs: LEAVING_RETRY_MS },
+			});
 		}
 		const certificate = socket.getPeerX509Certificate();
 		if (certificate === undefined) {
@@ -470,11 +482,13 @@ export class Gateway {
 		});
 		try {
 			await admitted;
+			// Again: many may have come in since the first look.
+			this.#checkRoomFor(peer.host);
 		} catch (error) {
 			const problem = asGroundplaneError(error);
-			metrics.connections.inc({ result: problem.code });
+			metrics.connections.inc({ result: resultOf(problem) });
 			log.warn({ err: problem, address, host: peer.host }, "tunnel refused");
-			this.#end(connection, problem.code, problem.message);
+			this.#end(connection, problem.code, problem.message, retryAfter(problem));
 			return;
 		}
 		opened();
@@ -482,6 +496,7 @@ export class Gateway {
 		const older = this.#current.get(peer.host);
 		this.#current.set(peer.host, connection);
 		this.#all.add(connection);
+		this.#peak = Math.max(this.#peak, this.#all.size);
 		this.#countReturn(peer.host, older);
 		metrics.follow(session, peer.host);
 		if (older) this.#retire(older, `${peer.host} has opened a newer tunnel from ${address}`);
@@ -524,6 +539,20 @@ export class Gateway {
 		});
 		if (history.ends.length > ENDS_KEPT) history.ends.shift();
 		this.#histories.set(host, history);
+	}
+
+	/** Throws Overloaded when there is no memory for one more host. One that is here already takes its own place. */
+	#checkRoomFor(host: string): void {
+		if (this.#current.has(host) || !this.#isFull) return;
+		throw new GroundplaneError("Overloaded", `this gateway holds ${this.#all.size} hosts and has no room for more`, {
+			next: "Nothing on this host, it tries again. Give the region more gateways: raise Region.spec.tunnel.replicas.",
+			details: { full: true, retryAfterMs: Math.round(FULL_RETRY_MS * (1 + Math.random())) },
+		});
+	}
+
+	get #isFull(): boolean {
+		const load = { tunnels: this.#all.size, peak: this.#peak, resident: process.memoryUsage.rss() };
+		return !hasRoom(load, this.#options.bounds);
 	}
 
 	/** Throws Overloaded when the host, or the gateway, has enough to do. */
@@ -637,9 +666,9 @@ export class Gateway {
 		}
 	}
 
-	#end({ host, session }: Connection, reason: ErrorCode, message: string): void {
+	#end({ host, session }: Connection, reason: ErrorCode, message: string, reconnectAfterMs = REFUSED_RETRY_MS): void {
 		this.#options.log.info({ host, reason, message }, "tunnel cut");
-		session.goAway({ code: reason, message, reconnectAfterMs: REFUSED_RETRY_MS });
+		session.goAway({ code: reason, message, reconnectAfterMs });
 		session.close(new GroundplaneError(reason, message, { next: "Enrol the host again." }));
 	}
 
@@ -677,7 +706,11 @@ export class Gateway {
 		if (this.#current.get(connection.host) === connection) this.#current.delete(connection.host);
 		connection.told = true;
 		this.#options.log.info({ host: connection.host, message }, "older tunnel makes way");
-		void connection.session.drain({ code: "Conflict", message, reconnectAfterMs: REFUSED_RETRY_MS }, RETIRE_MS);
+		const { session } = connection;
+		const idle = [...session.streamsByService().keys()].every((service) => service === "control");
+		// When all hosts come back at once there is no memory for a second tunnel of each.
+		if (idle && this.#isFull) session.destroy(new GroundplaneError("Conflict", message, { next: "Connect again." }));
+		else void session.drain({ code: "Conflict", message, reconnectAfterMs: REFUSED_RETRY_MS }, RETIRE_MS);
 	}
 }
 
@@ -696,6 +729,8 @@ export interface GatewayOptions {
 	log: Log;
 	/** Serves HTTP/1.1 on a stream that a host opened to the artifacts service. */
 	onArtifacts: (host: string, stream: Duplex) => void;
+	/** How many hosts there is room for. */
+	bounds: Bounds;
 	limits?: Partial<SessionLimits>;
 }
 
@@ -712,13 +747,15 @@ const noCertificate = () => badCertificate("the host showed no certificate");
 /** A name that a host made up must not become a label. */
 const known = (service: string) => (service === "control" || service === "artifacts" ? service : "other");
 
+/** How a refusal is counted: by its code, one for want of memory by itself. */
+const resultOf = ({ code, details }: GroundplaneError): string => (details?.full === true ? "Full" : code);
+/** When to come back, for an error that says so. */
+const retryAfter = ({ details }: GroundplaneError): number | undefined => details?.retryAfterMs as number | undefined;
+
 /** Answers instead of switching protocols; what passes by itself comes with a hint when to try again. */
-function refuse(
-	socket: Duplex,
-	error: GroundplaneError,
-	retryAfterMs = 2_000 + Math.floor(Math.random() * 8_000),
-): void {
+function refuse(socket: Duplex, error: GroundplaneError): void {
 	const passes = error.status === 503;
+	const retryAfterMs = retryAfter(error) ?? 2_000 + Math.floor(Math.random() * 8_000);
 	const body = JSON.stringify({ ...error.toJSON(), ...(passes && { retryAfterMs }) });
 	socket.end(
 		[

@@ -35,7 +35,11 @@ export class TunnelMetrics {
 	#totals: Totals | undefined;
 	#queued = { bytes: 0, at: Number.NEGATIVE_INFINITY };
 
-	constructor({ registry }: Metrics, now: () => number = () => performance.now()) {
+	constructor(
+		{ registry }: Metrics,
+		{ maxHosts }: { readonly maxHosts: number },
+		now: () => number = () => performance.now(),
+	) {
 		this.#now = now;
 		this.#registers = [registry];
 		const registers = this.#registers;
@@ -43,7 +47,7 @@ export class TunnelMetrics {
 		const hosts = () => this.#sessions.size;
 		this.connections = new Counter({
 			name: "groundplane_tunnel_connections_total",
-			help: "Connections of hosts, by result: accepted, or the code of the refusal.",
+			help: "Connections of hosts, by result: accepted, Full (no memory for one more host), or the code of the refusal.",
 			labelNames: ["result"] as const,
 			registers,
 		});
@@ -86,6 +90,11 @@ export class TunnelMetrics {
 				this.set(hosts());
 			},
 		});
+		new Gauge({
+			name: "groundplane_tunnel_max_hosts",
+			help: "Hosts for which this gateway has memory; further ones are refused.",
+			registers,
+		}).set(maxHosts);
 		new Gauge({
 			name: "groundplane_tunnel_streams",
 			help: "Open streams of all hosts, by service.",

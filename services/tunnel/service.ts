@@ -19,6 +19,7 @@ import { Handshakes } from "./handshakes.ts";
 import { TunnelMetrics } from "./metrics.ts";
 import { ForwardProxy } from "./proxy.ts";
 import { proxyProtocolListener } from "./proxy-protocol.ts";
+import { hostsIn, memoryLimit } from "./room.ts";
 
 /** Time for streams to end when the gateway stops; the pod's terminationGracePeriodSeconds is longer. */
 const DRAIN_MS = 25_000;
@@ -41,6 +42,8 @@ export const tunnelService = defineService({
 		/** Milliseconds from a host's first byte to its HELLO. */
 		handshakeMs: z.coerce.number().int().min(100).default(15_000),
 		drainMs: z.coerce.number().int().min(0).default(DRAIN_MS),
+		/** Hosts for which there is room; by default as many as the container's memory holds. */
+		maxHosts: z.coerce.number().int().min(1).optional(),
 	},
 	async start(context) {
 		const { config, log, tls } = context;
@@ -49,7 +52,9 @@ export const tunnelService = defineService({
 		await ensureHostStreams(bus);
 		const kv = await bus.ensureKv("routes", { history: 1, description: "Which gateway holds which host." });
 
-		const metrics = new TunnelMetrics(context.metrics);
+		const limit = memoryLimit();
+		const bounds = { limit, maxHosts: config.maxHosts ?? hostsIn(limit) };
+		const metrics = new TunnelMetrics(context.metrics, bounds);
 		const artifacts = new ArtifactsBridge({
 			url: config.artifactsUrl,
 			tls,
@@ -69,6 +74,7 @@ export const tunnelService = defineService({
 			metrics,
 			log,
 			onArtifacts: (host, stream) => artifacts.attach(host, stream),
+			bounds,
 		});
 		gatewayBus.onCut((host, { reason, message, keepSerial }) => gateway.cut(host, reason, message, keepSerial));
 		// Longer than the service's signal: while it drains it sends requests after the hosts that have left.
@@ -128,7 +134,7 @@ export const tunnelService = defineService({
 		const listener = proxyProtocolListener((socket, source) => entrance.take(socket, source));
 		const port = await listen(straight, config.port);
 		await listen(listener, config.edgePort);
-		log.info({ port, proxy: proxyAddress }, "tunnel listens");
+		log.info({ port, proxy: proxyAddress, maxHosts: bounds.maxHosts }, "tunnel listens");
 
 		const sweep = setInterval(() => void gateway.sweep(Date.now()), SWEEP_MS);
 		return {

@@ -876,3 +876,44 @@ test("hundreds of hosts that dial at once are all let in, and nobody who is in w
 	expect(waits[Math.floor(waits.length * 0.9)]).toBeLessThan(Math.max(1_000, (performance.now() - began) / 4));
 	expect(live.link.state).toMatchObject({ connected: true, reconnects: 0 });
 }, 120_000);
+
+test("a gateway that has room for no more hosts says so and keeps those that it has", async () => {
+	const gateway = await startGateway({ maxHosts: 2 });
+	const metric = async (name: string, label = "") => {
+		const metrics = await (await fetch(`http://127.0.0.1:${gateway.healthPort}/metrics`)).text();
+		const line = metrics
+			.split("\n")
+			.find((one) => one.startsWith(`groundplane_tunnel_${name}{`) && one.includes(label));
+		return Number(line?.split(" ").at(-1));
+	};
+	const echo = { "kube-apiserver": (stream: Duplex) => void stream.pipe(stream) };
+	const first = await startLink(gateway, { services: echo });
+	const second = await startLink(gateway, { host: "host-2" });
+	await Promise.all([first.up(), second.up()]);
+	const { socket } = await connectVia(gateway, "kube-apiserver.host-1:80");
+	cleanups.push(() => socket.destroy());
+
+	const third = await startLink(gateway, { host: "host-3" });
+	await vi.waitFor(() => expect(third.link.state.lastError).toBeDefined(), { timeout: 30_000 });
+	expect(third.link.state).toMatchObject({
+		connected: false,
+		lastError: { code: "Overloaded", detail: "this gateway holds 2 hosts and has no room for more" },
+	});
+	expect(await metric("max_hosts")).toBe(2);
+	expect(await metric("connections_total", 'result="Full"')).toBeGreaterThan(0);
+
+	await third.stop();
+
+	// Those that are here live on, and one that dials anew takes its own place.
+	socket.write("x");
+	await once(socket, "data");
+	expect(first.link.state).toMatchObject({ connected: true, reconnects: 0 });
+	second.link.renew();
+	await vi.waitFor(() => expect(second.link.state.reconnects).toBe(1), { timeout: 30_000 });
+	await second.up();
+
+	await second.stop();
+	await vi.waitFor(async () => expect(await metric("hosts")).toBe(1), { timeout: 30_000 });
+	const fourth = await startLink(gateway, { host: "host-4" });
+	await fourth.up();
+}, 120_000);

@@ -12,6 +12,8 @@ export interface TestGateway {
 	readonly port: number;
 	readonly proxyPort: number;
 	readonly edgePort: number;
+	/** For /metrics. */
+	readonly healthPort: number;
 	/** Drains and ends it; a second time does nothing. */
 	stop(): Promise<void>;
 }
@@ -26,11 +28,12 @@ export interface TestGatewayOptions {
 	readonly artifactsUrl?: string;
 	readonly drainMs?: number | undefined;
 	readonly handshakeMs?: number | undefined;
+	readonly maxHosts?: number | undefined;
 }
 
 /** Starts the tunnel service of region `test` (`test.example.com`). */
 export async function startGateway(options: TestGatewayOptions): Promise<TestGateway> {
-	const { directory, certificates, natsUrl, name = "tunnel-0", drainMs, handshakeMs } = options;
+	const { directory, certificates, natsUrl, name = "tunnel-0", drainMs, handshakeMs, maxHosts } = options;
 	const port = options.port ?? (await freePort());
 	const [proxyPort, edgePort] = [await freePort(), await freePort()];
 	const file = (path: string, content: string) => {
@@ -55,6 +58,7 @@ export async function startGateway(options: TestGatewayOptions): Promise<TestGat
 			ARTIFACTS_URL: options.artifactsUrl ?? "https://localhost:9",
 			...(drainMs !== undefined && { DRAIN_MS: String(drainMs) }),
 			...(handshakeMs !== undefined && { HANDSHAKE_MS: String(handshakeMs) }),
+			...(maxHosts !== undefined && { MAX_HOSTS: String(maxHosts) }),
 		},
 		signal: stop.signal,
 		lameDuckMs: 0,
@@ -65,6 +69,7 @@ export async function startGateway(options: TestGatewayOptions): Promise<TestGat
 		port,
 		proxyPort,
 		edgePort,
+		healthPort: service.healthPort,
 		async stop() {
 			stop.abort();
 			await service.stopped;

@@ -7,6 +7,7 @@ Arguments:
   replicas  number of pods (1)
   token     whether the pod gets a token for the Kubernetes API (false)
   heap      limit of V8's old space in MiB; request and limit of memory follow from it
+  buffers   MiB beside the heap, for what connections take outside of it (160)
   env       map of environment variables beside the common ones
   mounts    list of {name, path, secret | configMap | image, items?}
   ports     list of {name, port}: further ports of Service and container
@@ -137,7 +138,7 @@ spec:
               ephemeral-storage: 16Mi
             limits:
               cpu: "2"
-              memory: {{ add 160 $heap }}Mi
+              memory: {{ add $heap (.buffers | default 160 | int) }}Mi
               ephemeral-storage: 256Mi
           securityContext:
             {{- include "region.containerSecurity" . | nindent 12 }}
