@@ -1,4 +1,5 @@
 import { Command } from "commander";
+import { durationMs } from "../../protocol/duration.ts";
 import { Demo } from "../demo/demo.ts";
 import { runProgram } from "../lib/program.ts";
 import { type Figure, table } from "./figures.ts";
@@ -8,6 +9,7 @@ import { gateway } from "./gateway.ts";
 import { lifecycle } from "./lifecycle.ts";
 import { lifecycleChanges } from "./lifecycle-changes.ts";
 import { operator } from "./operator.ts";
+import { soak } from "./soak.ts";
 import { tunnel } from "./tunnel.ts";
 
 interface Options {
@@ -15,6 +17,7 @@ interface Options {
 	lab?: string;
 	hosts?: string;
 	clusters?: string;
+	for: string;
 }
 
 const report = (line: string) => console.error(line);
@@ -26,6 +29,7 @@ const benches: Readonly<Record<string, (options: Options) => Promise<Figure[]>>>
 	changes: ({ lab = "bench" }) => lifecycleChanges(demo(lab)),
 	tunnel: () => tunnel({ report }),
 	gateway: ({ hosts }) => gateway({ ...(hosts && { hosts: Number(hosts) }), report }),
+	soak: ({ for: duration }) => soak({ forMs: durationMs(duration), report }),
 	operator: ({ hosts }) => operator({ ...(hosts && { hosts: Number(hosts) }), report }),
 	fleet: ({ hosts, clusters }) =>
 		fleet({ ...(hosts && { hosts: Number(hosts) }), ...(clusters && { clusters: Number(clusters) }), report }),
@@ -33,7 +37,7 @@ const benches: Readonly<Record<string, (options: Options) => Promise<Figure[]>>>
 
 const command = new Command("hack/bench")
 	.description(
-		"Measures against the targets of the project.\n\n  footprint   what a running, idle demo takes (needs hack/up)\n  lifecycle   how long things take (makes a lab of its own, and removes it)\n  changes     how long a cluster of 3+2 takes to grow, change version, fail and end (a lab of its own; 30 min)\n  tunnel      how fast the tunnel is, beside a TLS connection of Node's (needs nothing)\n  gateway     a gateway with many idle hosts, and a fleet that comes back after it was killed (needs nothing)\n  fleet       the plane under simulated hosts: joins, idle, a blackout, clusters (needs nothing)\n  operator    the operator with 10,000 hosts, and its host controller beside controller-runtime (needs Go; 5 to 15 min)",
+		"Measures against the targets of the project.\n\n  footprint   what a running, idle demo takes (needs hack/up)\n  lifecycle   how long things take (makes a lab of its own, and removes it)\n  changes     how long a cluster of 3+2 takes to grow, change version, fail and end (a lab of its own; 30 min)\n  tunnel      how fast the tunnel is, beside a TLS connection of Node's (needs nothing)\n  gateway     a gateway with many idle hosts, and a fleet that comes back after it was killed (needs nothing)\n  soak        real tunnels over lines that are cut, stalled and garbled: does anything grow, does every stream end (needs nothing; 1 h)\n  fleet       the plane under simulated hosts: joins, idle, a blackout, clusters (needs nothing)\n  operator    the operator with 10,000 hosts, and its host controller beside controller-runtime (needs Go; 5 to 15 min)",
 	)
 	.argument("<bench>", `one of ${Object.keys(benches).join(", ")}`)
 	.option("--json", "print an array of {name, value, unit, target, ok}")
@@ -42,6 +46,7 @@ const command = new Command("hack/bench")
 		"--hosts <number>",
 		"fleet, operator, gateway: hosts in the end (1000, 10000, 10000; figures at smaller sizes on the way)",
 	)
+	.option("--for <duration>", "soak: how long", "1h")
 	.option("--clusters <number>", "fleet: clusters of three hosts (20)")
 	.action(async (name: string, options: Options) => {
 		const bench = benches[name];
