@@ -98,26 +98,48 @@ async function failedUpgrade(demo: Demo): Promise<number> {
 	return back;
 }
 
-/** Reads the host's own Node ten times a second, through the host's balancer, as its kubelet would. Answers the gaps in seconds. */
+/** When a client asked, in seconds, and whether it was answered in time. */
+export interface Asked {
+	readonly at: number;
+	readonly answered: boolean;
+}
+
+/**
+ * Reads the host's own Node ten times a second, through the host's balancer, as its kubelet would: each time by a connection of
+ * its own, whatever became of those before, and an answer that takes longer than a gap may last is none. Answers the gaps in seconds.
+ */
 async function startProbe(demo: Demo, host: string): Promise<() => Promise<{ total: number; longest: number }>> {
 	const script = `rm -f /tmp/probe.log; while [ ! -e /tmp/probe.stop ]; do
-		if curl -sf -m 5 -o /dev/null --cacert /etc/kubernetes/pki/ca.crt --cert /var/lib/kubelet/pki/kubelet-client-current.pem \\
-			${BALANCER}/api/v1/nodes/${host}; then date +%s.%N >>/tmp/probe.log; fi; sleep 0.1; done`;
+		{ at=$(date +%s.%N); curl -sf -m 1.5 -o /dev/null --cacert /etc/kubernetes/pki/ca.crt --cert /var/lib/kubelet/pki/kubelet-client-current.pem \\
+			${BALANCER}/api/v1/nodes/${host}; echo "$at $?" >>/tmp/probe.log; } & sleep 0.1; done; wait`;
 	await demo.lab.run(host, ["rm", "-f", "/tmp/probe.stop"]);
 	await demo.lab.run(host, ["systemd-run", "--unit=gp-probe", "--collect", "sh", "-c", script]);
 	return async () => {
 		await demo.lab.run(host, ["touch", "/tmp/probe.stop"]);
-		await delay(6_000);
-		return gapsOf((await demo.lab.run(host, ["cat", "/tmp/probe.log"])).trim().split("\n").map(Number));
+		await delay(3_000);
+		const lines = (await demo.lab.run(host, ["cat", "/tmp/probe.log"])).trim().split("\n");
+		return gapsOf(
+			lines.map((line) => {
+				const [at, code] = line.split(" ");
+				return { at: Number(at), answered: code === "0" };
+			}),
+		);
 	};
 }
 
-/** What is missing between answers that should come at least every half second, in seconds. */
-export function gapsOf(times: readonly number[]): { total: number; longest: number } {
-	const gaps = times
-		.slice(1)
-		.map((time, index) => time - (times[index] ?? time))
-		.filter((gap) => gap > 0.5);
+/** From the first question that was not answered to the next one that was, in seconds. */
+export function gapsOf(asked: readonly Asked[]): { total: number; longest: number } {
+	let since: number | undefined;
+	const gaps: number[] = [];
+	const inOrder = asked.toSorted((a, b) => a.at - b.at);
+	for (const { at, answered } of inOrder) {
+		if (!answered) since ??= at;
+		else if (since !== undefined) {
+			gaps.push(at - since);
+			since = undefined;
+		}
+	}
+	if (since !== undefined) gaps.push((inOrder.at(-1)?.at ?? since) - since);
 	return { total: gaps.reduce((sum, gap) => sum + gap, 0), longest: Math.max(0, ...gaps) };
 }
 
