@@ -47,12 +47,13 @@ interface Sent {
 	readonly generation: number;
 	readonly connection: string;
 	readonly attempts: number;
+	/** On the clock that only goes forward: one that is set back must not put off what is to be sent again. */
 	readonly at: number;
 }
 
 /** Reports come in bursts; the status is written once for all of them. */
 const DEBOUNCE_MS = 250;
-/** How long the first status of a machine that has enrolled waits for its tunnel and its first acknowledgement. */
+/** How long the first status of a host waits for the next of what makes it: the machine's enrolment, its tunnel, its first acknowledgement. */
 const ARRIVAL_MS = 5_000;
 /** Every Host is looked at again after this long; machines without a Host more often. */
 const RESYNC_MS = 3_600_000;
@@ -82,7 +83,7 @@ export class HostsController {
 
 	constructor(options: HostsControllerOptions) {
 		this.#options = options;
-		const { kube, namespace, log, now } = options;
+		const { kube, namespace, log } = options;
 		this.#reflector = new Reflector({
 			client: kube,
 			resource: hosts,
@@ -103,7 +104,6 @@ export class HostsController {
 			timeout: 30_000,
 			maxDelay: 60_000,
 			log,
-			now,
 		});
 		new Gauge({
 			name: "groundplane_hosts",
@@ -220,7 +220,7 @@ export class HostsController {
 		document: Document,
 		content: ReturnType<typeof contentOf>,
 	): Promise<number | undefined> {
-		const { inventory, signer, send, now } = this.#options;
+		const { inventory, signer, send } = this.#options;
 		const { name, link, accepted, acceptedEpoch } = machine;
 		if (link?.state !== "connected") {
 			this.#sent.delete(name);
@@ -232,12 +232,18 @@ export class HostsController {
 		if (accepted === document.generation && acceptedEpoch === link.epoch) return undefined;
 		const attempts = isAgain ? sent.attempts : 0;
 		const pause = RESEND.baseMs / 2 + backoffMs(attempts, RESEND);
-		if (isAgain && now() < sent.at + RESEND.baseMs / 2) return sent.at + pause - now();
+		const at = performance.now();
+		if (isAgain && at < sent.at + RESEND.baseMs / 2) return sent.at + pause - at;
 		// One that has a role is told where its control planes are: they are what it is near to or far from.
 		const isFree = content.roles.length === 0 && !content.paused;
 		const peers = isFree ? await inventory.addressesAfter(machine, PEERS) : [];
 		send(name, { type: "desired-state", jws: await signer.sign(name, document, content, peers) });
-		this.#sent.set(name, { generation: document.generation, connection, attempts: attempts + 1, at: now() });
+		this.#sent.set(name, {
+			generation: document.generation,
+			connection,
+			attempts: attempts + 1,
+			at: performance.now(),
+		});
 		return pause;
 	}
 
@@ -269,10 +275,8 @@ export class HostsController {
 			this.#minorDue.delete(name);
 			return undefined;
 		}
-		// A machine that has just enrolled dials in a moment and takes its first document: one status for all of it.
-		const isArriving = machine !== undefined && (machine.link === undefined || machine.accepted === undefined);
-		const age = isArriving ? now() - machine.enrolledAt.getTime() : Number.POSITIVE_INFINITY;
-		if (age < ARRIVAL_MS) return ARRIVAL_MS - age;
+		const arrivesIn = arrival(host, machine, now());
+		if (arrivesIn > 0) return arrivesIn;
 		if (wanted.major === written.major) {
 			const waitMs = this.#minorWait(name);
 			if (waitMs > 0) return waitMs;
@@ -340,6 +344,24 @@ export class HostsController {
 		const gauge = this.#options.metrics.registry.getSingleMetric("groundplane_hosts") as Gauge;
 		for (const [connection, count] of Object.entries(counts)) gauge.set({ connection }, count);
 	}
+}
+
+/**
+ * For how many milliseconds the first status waits, 0 when it need not. A Host that was made a moment ago is most likely one whose
+ * enrolment is not over yet; a machine that has enrolled dials at once, and one that has dialled takes its first document: one status
+ * for all of it. Each is waited for {@link ARRIVAL_MS} at most, whatever the clocks of others say.
+ */
+export function arrival(
+	{ metadata, status }: Pick<Host, "metadata" | "status">,
+	machine: Pick<HostRecord, "enrolledAt" | "link" | "accepted"> | undefined,
+	now: number,
+): number {
+	if (machine === undefined && status?.conditions !== undefined) return 0;
+	if (machine?.link !== undefined && machine.accepted !== undefined) return 0;
+	const came = machine?.enrolledAt.getTime() ?? Date.parse(metadata.creationTimestamp ?? "");
+	const dialled = machine?.link?.state === "connected" ? Date.parse(machine.link.at) : came;
+	const age = now - Math.min(Math.max(came, dialled), came + 2 * ARRIVAL_MS);
+	return age > -ARRIVAL_MS && age < ARRIVAL_MS ? ARRIVAL_MS - Math.max(0, age) : 0;
 }
 
 /** What tells whether a status has to be written: digests of our part of it, with and without what every reconnection changes. */

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { Host } from "../../crds/host.ts";
 import type { GroundplaneError } from "../../protocol/errors.ts";
+import { arrival } from "./controller.ts";
 import { contentOf, digestOf, nextDocument, renewAt } from "./desired-state.ts";
 import { checkIdentity, checkRequest } from "./enrolment.ts";
 import { type Document, type HostRecord, isSameTunnel, isStale } from "./inventory.ts";
@@ -197,6 +198,43 @@ describe("status", () => {
 		const first = statusOf(host(), machine(), { now: () => 1000 });
 		const again = statusOf({ ...host(), status: first as never }, machine(), { now: () => 2000 });
 		expect(again).toEqual(first);
+	});
+});
+
+describe("how long the first status waits", () => {
+	const now = Date.parse("2026-01-01T00:01:00Z");
+	const at = (seconds: number) => new Date(now - seconds * 1_000);
+	const made = (seconds: number, status?: Host["status"]) => ({
+		metadata: { name: "a", creationTimestamp: at(seconds).toISOString() },
+		...(status && { status }),
+	});
+	const machine = (
+		enrolled: number,
+		dialled?: number,
+		accepted?: number,
+		state: "connected" | "disconnected" = "connected",
+	) => ({
+		enrolledAt: at(enrolled),
+		...(dialled !== undefined && {
+			link: { state, gateway: "tunnel-0", epoch: 1, address: "", at: at(dialled).toISOString() },
+		}),
+		...(accepted !== undefined && { accepted }),
+	});
+	test.each([
+		["made a moment ago: its enrolment may not be over", made(1), undefined, 4_000],
+		["made a while ago, and no machine came", made(5), undefined, 0],
+		["whose machine is gone", made(1, { conditions: [] }), undefined, 0],
+		["made in the future: the API server's clock is another", made(-2), undefined, 5_000],
+		["made far in the future", made(-600), undefined, 0],
+		["whose machine has not dialled yet", made(60), machine(2), 3_000],
+		["whose machine does not dial", made(60), machine(5), 0],
+		["whose machine has no document yet", made(60), machine(6, 1), 4_000],
+		["whose machine takes no document", made(60), machine(9, 5), 0],
+		["whose machine dials again and again, and takes no document", made(60), machine(16, 0), 0],
+		["whose machine has gone again", made(60), machine(6, 1, undefined, "disconnected"), 0],
+		["that has all of it", made(1), machine(1, 1, 1), 0],
+	])("of a host %s", (_what, host, known, wait) => {
+		expect(arrival(host, known, now)).toBe(wait);
 	});
 });
 
