@@ -80,7 +80,6 @@ export interface ControllerOptions<T extends KubeObject> {
 	baseDelay?: number;
 	maxDelay?: number;
 	log: Logger;
-	now?: () => number;
 	random?: () => number;
 }
 
@@ -107,7 +106,6 @@ export class Controller<T extends KubeObject> implements Runnable {
 			...(options.baseDelay === undefined ? {} : { baseDelay: options.baseDelay }),
 			...(options.maxDelay === undefined ? {} : { maxDelay: options.maxDelay }),
 			...(options.perNamespace === undefined ? {} : { groupLimit: options.perNamespace }),
-			...(options.now === undefined ? {} : { now: options.now }),
 			...(options.random === undefined ? {} : { random: options.random }),
 		});
 	}

@@ -221,6 +221,21 @@ describe("client-go delaying_queue_test.go", () => {
 		expect(await take(q)).toEqual(["baz", "bar", "foo"]);
 	});
 
+	it("keeps to its delays when the machine's clock is set", async () => {
+		const q = queue();
+		q.addAfter("a", 60_000);
+		vi.setSystemTime(Date.now() + 3_600_000);
+		q.addAfter("a", 500);
+		await pass(500);
+		expect(await take(q)).toEqual(["a"]);
+		vi.setSystemTime(Date.now() - 7_200_000);
+		q.addAfter("a", 500);
+		await pass(499);
+		expect(await take(q)).toEqual([]);
+		await pass(1);
+		expect(await take(q)).toEqual(["a"]);
+	});
+
 	it("adds at once what has no delay, and keeps a deadline through other work on the key", async () => {
 		const q = queue();
 		q.addAfter("a", 500);

@@ -14,6 +14,7 @@ export interface WorkQueueOptions {
 	retryBurst?: number;
 	/** Keys of one group (see {@link groupOf}) that may be worked on at the same time. */
 	groupLimit?: number;
+	/** Milliseconds on a clock that only goes forward. */
 	now?: () => number;
 	random?: () => number;
 }
@@ -57,7 +58,7 @@ export class WorkQueue {
 		this.#baseDelay = baseDelay;
 		this.#maxDelay = maxDelay;
 		this.#groupLimit = options.groupLimit ?? Number.POSITIVE_INFINITY;
-		this.#now = options.now ?? Date.now;
+		this.#now = options.now ?? (() => performance.now());
 		this.#random = options.random ?? Math.random;
 		this.#retries = new TokenBucket(retryRate, retryBurst, this.#now);
 		this.#metrics = metricsOf(name);

@@ -466,7 +466,6 @@ export async function createRegionController(deps: ControllerDeps): Promise<Runn
 		concurrency: 4,
 		reconcile,
 		log,
-		now,
 		random,
 	});
 	helm.onEnd = (region) => {

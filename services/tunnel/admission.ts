@@ -33,11 +33,12 @@ export class Admission {
 
 	constructor(options: {
 		ask: (host: string, serial: string) => Promise<unknown>;
+		/** Milliseconds on a clock that only goes forward. */
 		now?: () => number;
 		pause?: (ms: number) => Promise<unknown>;
 	}) {
 		this.#ask = options.ask;
-		this.#now = options.now ?? Date.now;
+		this.#now = options.now ?? (() => performance.now());
 		this.#pause = options.pause ?? ((ms) => delay(ms));
 	}
 

@@ -169,7 +169,9 @@ export class Gateway {
 		if (this.#current.get(host)?.session.leaving) return EXPECTED_MS;
 		const last = this.#histories.get(host)?.ends.at(-1);
 		if (last === undefined) return 0;
-		return Math.max(0, Date.parse(last.at) + (last.planned ? EXPECTED_MS : BROKEN_MS) - Date.now());
+		const most = last.planned ? EXPECTED_MS : BROKEN_MS;
+		// No longer than that either, should the clock have been set back meanwhile.
+		return Math.min(most, Math.max(0, Date.parse(last.at) + most - Date.now()));
 	}
 
 	/** Calls `listener` with each host whose tunnel opens here; returns the function that ends it. */
@@ -637,6 +639,8 @@ export class Gateway {
 		if (!connection.control) return;
 		try {
 			sendDown(connection.control, message);
+			// A host that has lost its power says nothing: whoever wants something of it learns that now, and not from a long silence.
+			connection.session.probe();
 		} catch (error) {
 			connection.session.destroy(asGroundplaneError(error));
 		}
