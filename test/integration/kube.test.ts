@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { createServer, type Server } from "node:http";
-import { createServer as createTlsServer } from "node:https";
+import { createServer as createTlsServer, request as httpsRequest } from "node:https";
 import { type AddressInfo, connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -9,13 +9,14 @@ import { setTimeout as delay } from "node:timers/promises";
 import { register } from "prom-client";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { addFinalizer, applyStatus, removeFinalizer } from "../../operator/kube/apply.ts";
-import { isConflict, KubeClient, type KubeError } from "../../operator/kube/client.ts";
+import { isAlreadyExists, isConflict, KubeClient, type KubeError } from "../../operator/kube/client.ts";
 import { Controller, type ControllerOptions } from "../../operator/kube/controller.ts";
 import { EventRecorder } from "../../operator/kube/events.ts";
 import { runWithLease } from "../../operator/kube/lease.ts";
 import { ConnectAgent } from "../../operator/kube/proxy.ts";
 import { type Change, Reflector } from "../../operator/kube/reflector.ts";
 import { type ConfigMap, configMaps, events, hosts, leases, namespaces } from "../../operator/kube/resources.ts";
+import { seeded } from "../fleet/host.ts";
 import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
 import { regionCertificates } from "../support/certificates.ts";
 import { testLog as log } from "../support/operator.ts";
@@ -248,6 +249,141 @@ describe("a controller that is busy", () => {
 		expect(await count("controller_runtime_reconcile_timeouts_total", { controller: namespace })).toBe(2);
 		await stop();
 	});
+});
+
+describe("a controller whose API server is in trouble", () => {
+	/** A line to the API server that turns away, conflicts, swallows answers and repeats or breaks off watches, by chance. */
+	async function badLine(random: () => number) {
+		const { server, config } = api;
+		const base = new URL(server);
+		const line = { bad: true, turnedAway: 0, conflicts: 0, swallowed: 0, port: 0, close: () => {} };
+		const status = (code: number, reason: string) =>
+			JSON.stringify({ kind: "Status", code, reason, message: "a test's" });
+		const proxy = createServer((request, response) => {
+			const isWatch = request.url?.includes("watch=true") === true;
+			const isWrite = request.method !== "GET";
+			const fate = line.bad ? random() : 1;
+			if (fate < 0.3) {
+				line.turnedAway++;
+				response.writeHead(429, { "retry-after": fate < 0.01 ? "1" : "0" }).end(status(429, "TooManyRequests"));
+				return;
+			}
+			if (isWrite && fate < 0.5) {
+				line.conflicts++;
+				response.writeHead(409).end(status(409, "Conflict"));
+				return;
+			}
+			const upstream = httpsRequest(
+				new URL(request.url ?? "/", base),
+				{ ...config.tls, method: request.method, headers: { ...request.headers, host: base.host } },
+				(answer) => {
+					if (isWrite && fate < 0.6) {
+						line.swallowed++;
+						answer.resume();
+						response.destroy();
+						return;
+					}
+					response.writeHead(answer.statusCode ?? 502, answer.headers);
+					answer.on("data", (chunk) => {
+						response.write(chunk);
+						// Whole lines come in one piece mostly; a piece that is none ends the watch, as a broken line does.
+						if (isWatch && line.bad && random() < 0.2) response.write(chunk);
+						if (isWatch && line.bad && random() < 0.05) response.destroy();
+					});
+					answer.on("end", () => response.end());
+					answer.on("error", () => response.destroy());
+				},
+			);
+			upstream.on("error", () => response.destroy());
+			response.on("close", () => upstream.destroy());
+			request.pipe(upstream);
+		});
+		line.port = await listen(proxy);
+		line.close = () => {
+			proxy.closeAllConnections();
+			proxy.close();
+		};
+		return line;
+	}
+
+	it("comes to what is wanted through 429s, conflicts, lost answers and repeated events, and does nothing twice", async () => {
+		const namespace = await namespaceOf("trouble");
+		const names = Array.from({ length: 12 }, (_, i) => `c${i}`);
+		const line = await badLine(seeded(7));
+		const token = api.config.token;
+		const client = new KubeClient({ server: `http://127.0.0.1:${line.port}`, ...(token && { token }) });
+		const primary = new Reflector({
+			client,
+			resource: configMaps,
+			namespace,
+			labelSelector: "kind=wanted",
+			auditInterval: 200,
+			maxDelay: 300,
+			log,
+		});
+		const done: string[] = [];
+		const controller = new Controller({
+			name: "trouble",
+			primary,
+			log,
+			concurrency: 4,
+			baseDelay: 10,
+			maxDelay: 300,
+			async reconcile(key, signal) {
+				const object = primary.get(key);
+				if (object === undefined || object.data?.done === object.data?.wanted) return;
+				const { name, resourceVersion = "" } = (await addFinalizer(client, configMaps, object, "test/one", signal))
+					.metadata;
+				const effect = { metadata: { name: `${name}-${object.data?.wanted}`, namespace } };
+				await client.create(configMaps, effect, { signal }).then(
+					() => done.push(effect.metadata.name),
+					(error) => {
+						if (!isAlreadyExists(error)) throw error;
+					},
+				);
+				const metadata = { name, namespace, resourceVersion };
+				await client.apply(configMaps, { metadata, data: { done: object.data?.wanted } } as never, {
+					manager: "trouble",
+					force: true,
+					signal,
+				});
+			},
+		});
+		const missed = await count("reflector_audit_missed_total", { kind: "ConfigMap" });
+		const stops = [start(primary), start(controller)];
+		for (const wanted of ["1", "2", "3"]) {
+			for (const name of names) {
+				await api.client.apply(
+					configMaps,
+					{ metadata: { name, namespace, labels: { kind: "wanted" } }, data: { wanted } } as never,
+					{ manager: "person", force: true },
+				);
+			}
+			await until(async () => {
+				const { items } = await api.client.list(configMaps, { namespace, labelSelector: "kind=wanted" });
+				expect(items.map(({ data }) => data?.done)).toEqual(names.map(() => wanted));
+			}, 60_000);
+		}
+		expect([line.turnedAway, line.conflicts, line.swallowed].every((times) => times > 5)).toBe(true);
+		const { items } = await api.client.list(configMaps, { namespace, labelSelector: "kind=wanted" });
+		expect(items.map(({ metadata }) => metadata.finalizers)).toEqual(names.map(() => ["test/one"]));
+		expect(new Set(done).size).toBe(done.length);
+		expect((await api.client.list(configMaps, { namespace })).items).toHaveLength(4 * names.length);
+
+		// When the trouble is over the copy is what the server has, and nothing was missed on the way.
+		line.bad = false;
+		const audits = await count("reflector_audits_total", { kind: "ConfigMap" });
+		await until(async () =>
+			expect(await count("reflector_audits_total", { kind: "ConfigMap" })).toBeGreaterThan(audits + 1),
+		);
+		expect(await count("reflector_audit_missed_total", { kind: "ConfigMap" })).toBe(missed);
+		await until(() =>
+			expect(primary.list().map(({ data }) => data)).toEqual(names.map(() => ({ wanted: "3", done: "3" }))),
+		);
+		for (const stop of stops) await stop();
+		client.close();
+		line.close();
+	}, 240_000);
 });
 
 describe("server-side apply", () => {
