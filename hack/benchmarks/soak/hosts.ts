@@ -76,7 +76,11 @@ async function askForArtifacts(session: Session): Promise<void> {
 
 /** The first byte says what this stream is to become. */
 function serve(stream: Duplex): void {
+	// Who has left before it said anything is let go.
+	const leave = () => void stream.end();
+	stream.once("end", leave);
 	stream.once("data", (first: Buffer) => {
+		stream.off("end", leave);
 		const kind = String.fromCharCode(first[0] ?? 0);
 		const rest = first.subarray(1);
 		if (kind === "s") {
