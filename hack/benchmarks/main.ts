@@ -17,6 +17,7 @@ interface Options {
 	lab?: string;
 	hosts?: string;
 	clusters?: string;
+	dark?: string;
 	for: string;
 }
 
@@ -31,8 +32,13 @@ const benches: Readonly<Record<string, (options: Options) => Promise<Figure[]>>>
 	gateway: ({ hosts }) => gateway({ ...(hosts && { hosts: Number(hosts) }), report }),
 	soak: ({ for: duration }) => soak({ forMs: durationMs(duration), report }),
 	operator: ({ hosts }) => operator({ ...(hosts && { hosts: Number(hosts) }), report }),
-	fleet: ({ hosts, clusters }) =>
-		fleet({ ...(hosts && { hosts: Number(hosts) }), ...(clusters && { clusters: Number(clusters) }), report }),
+	fleet: ({ hosts, clusters, dark }) =>
+		fleet({
+			...(hosts && { hosts: Number(hosts) }),
+			...(clusters && { clusters: Number(clusters) }),
+			...(dark && { dark: Number(dark) }),
+			report,
+		}),
 };
 
 const command = new Command("hack/bench")
@@ -48,6 +54,7 @@ const command = new Command("hack/bench")
 	)
 	.option("--for <duration>", "soak: how long", "1h")
 	.option("--clusters <number>", "fleet: clusters of three hosts (20)")
+	.option("--dark <seconds>", "fleet: for how long the site's line is gone (20)")
 	.action(async (name: string, options: Options) => {
 		const bench = benches[name];
 		if (bench === undefined)

@@ -33,6 +33,9 @@ export const programs: readonly Program[] = ["tunnel", "hosts", "operator"];
 /** How soon a program that ended by itself is started anew. */
 const RESTART_MS = 1_000;
 
+/** How long a program may take to be ready: after a power cut with ten thousand hosts all of it starts at the same time. */
+const READY_MS = 300_000;
+
 /** What a process has used so far. */
 export interface Usage {
 	readonly cpuSeconds: number;
@@ -206,7 +209,7 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 
 	/** Believes what answers only if it is the process that runs as `name`: somebody else's may have its port. */
 	async function ready(name: Program): Promise<void> {
-		const until = Date.now() + 120_000;
+		const until = Date.now() + READY_MS;
 		const before = restarts;
 		let impostor = "";
 		for (;;) {
@@ -215,7 +218,8 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 			if (answer?.ok && listensOn(pid, health[name])) return;
 			impostor = answer?.ok ? ` (port ${health[name]} is answered by another process)` : "";
 			if (restarts > before + 20) throw new Error(`${name} does not stay${impostor}:\n${logOf(name)}`);
-			if (Date.now() > until) throw new Error(`${name} is not ready after 120 s${impostor}:\n${logOf(name)}`);
+			if (Date.now() > until)
+				throw new Error(`${name} is not ready after ${READY_MS / 1000} s${impostor}:\n${logOf(name)}`);
 			await delay(100);
 		}
 	}

@@ -37,6 +37,46 @@ export async function join(plane: Plane, fleet: Fleet, { from = 0, to = fleet.si
 	await ready(plane, to, ms);
 }
 
+/**
+ * Hosts `from` to `to` enrol in batches, the next one as soon as few enough are on their way: as fast as the plane can, and nobody is
+ * sent away.
+ */
+export async function joinInTurn(
+	plane: Plane,
+	fleet: Fleet,
+	{
+		from,
+		to,
+		batch = 60,
+		underWay = 180,
+		ms,
+	}: { from: number; to: number; batch?: number; underWay?: number; ms: number },
+) {
+	const token = await plane.joinToken(to - from);
+	for (let next = from; next < to; ) {
+		const end = Math.min(next + batch, to);
+		await fleet.start(token, { from: next, to: end, spreadMs: batch * 5 });
+		next = end;
+		await until(
+			`${next - underWay} hosts Ready`,
+			async () => plane.phases(),
+			({ Ready = 0 }) => Ready >= next - underWay,
+			ms,
+		);
+	}
+	await ready(plane, to, ms);
+}
+
+/** Waits until the API server has not been written to for a while: what a storm left to be written goes out at a pace. */
+export async function writesOver(plane: Plane, { quietSeconds = 5, ms = 900_000 } = {}): Promise<void> {
+	await until(
+		"no more writes",
+		async () => (await idle(plane, quietSeconds)).writesPerMinute,
+		(writes) => writes === 0,
+		ms,
+	);
+}
+
 /** Waits until so many Hosts are Ready. */
 export async function ready(plane: Plane, count: number, ms: number): Promise<void> {
 	await until(
@@ -61,6 +101,8 @@ export async function settled(plane: Plane, fleet: Fleet, count: number, ms: num
 			async () => (await database.query<{ count: number }>(query).catch(() => undefined))?.rows[0]?.count,
 			(known) => known === count,
 			ms,
+			// The question costs PostgreSQL more the more hosts there are.
+			Math.max(250, count / 10),
 		);
 	} finally {
 		await database.end();
