@@ -118,6 +118,20 @@ test("a proxy from the environment counts unless no_proxy names the region", () 
 	expect(proxyFor("demo.test:443", {})).toBeUndefined();
 });
 
+test.each<[string, string, string, boolean]>([
+	["demo.test:443", "proxy:3128", "", true],
+	["demo.test:443", "192.0.2.1:3128", "10.0.0.0/8", true],
+	["demo.example.com:443", "proxy:3128", "localhost, *.example.com", false],
+	["10.1.2.3:443", "proxy:3128", "10.0.0.0/8", false],
+	["11.1.2.3:443", "proxy:3128", "10.0.0.0/8,fd00::/8", true],
+	["[fd00::1]:443", "proxy:3128", "10.0.0.0/8,fd00::/8", false],
+	["[fd00::1]:443", "proxy:3128", "fd00::1", false],
+	["10.1.2.3:443", "proxy:3128", "10.0.0.0/99,/8,::/0", true],
+	["demo.test:443", "not a proxy", "", false],
+])("to %s by https_proxy=%s with no_proxy=%s: through it is %s", (address, https_proxy, no_proxy, through) => {
+	expect(proxyFor(address, { https_proxy, no_proxy })).toBe(through ? https_proxy : undefined);
+});
+
 test("the customer's policy has the last word, and one that can't be read allows nothing", () => {
 	const paths = new Paths(directory);
 	expect(policyAllows(paths, "metrics")).toBe(true);

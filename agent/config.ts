@@ -1,10 +1,11 @@
 import { existsSync, readFileSync } from "node:fs";
+import { BlockList, isIP } from "node:net";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
 import { GroundplaneError } from "../protocol/errors.ts";
 import { agentConfig } from "../protocol/messages.ts";
-import { certificatesIn } from "./link/dial.ts";
+import { certificatesIn, proxyUrl } from "./link/dial.ts";
 
 /** Where the agent's files are. `root` is `/` but in tests. */
 export class Paths {
@@ -145,14 +146,25 @@ export function serviceEnvironment(paths: Paths): Record<string, string> {
 	);
 }
 
-/** `https_proxy`, unless `no_proxy` names the address. */
+/** `https_proxy`, unless `no_proxy` names the address: as a name, the end of one, an address or a network (10.0.0.0/8). */
 export function proxyFor(address: string, env: Readonly<Record<string, string | undefined>>): string | undefined {
 	const proxy = env.https_proxy || env.HTTPS_PROXY;
-	if (!proxy || !URL.canParse(proxy)) return undefined;
-	const host = address.replace(/:\d+$/, "");
-	const except = (env.no_proxy || env.NO_PROXY || "").split(",").map((one) => one.trim().replace(/^\./, ""));
-	const excepted = except.some((one) => one === "*" || (one !== "" && (host === one || host.endsWith(`.${one}`))));
-	return excepted ? undefined : proxy;
+	if (!proxy || !URL.canParse(proxyUrl(proxy))) return undefined;
+	const host = address.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1");
+	const except = (env.no_proxy || env.NO_PROXY || "").split(",").map((one) => one.trim().replace(/^\*?\./, ""));
+	const names = (one: string) => one === "*" || (one !== "" && (host === one || host.endsWith(`.${one}`)));
+	return except.some((one) => names(one) || isWithin(host, one)) ? undefined : proxy;
+}
+
+/** Whether an address lies in a network, `ADDRESS/BITS`. */
+function isWithin(host: string, network: string): boolean {
+	const [, start = "", bits] = /^([0-9a-f.:]+)\/(\d{1,3})$/i.exec(network) ?? [];
+	const family = isIP(start);
+	if (family === 0 || isIP(host) !== family || Number(bits) > (family === 4 ? 32 : 128)) return false;
+	const type = family === 4 ? "ipv4" : "ipv6";
+	const list = new BlockList();
+	list.addSubnet(start, Number(bits), type);
+	return list.check(host, type);
 }
 
 const policySchema = z.object({ allow: z.object({ services: z.array(z.string()) }) });

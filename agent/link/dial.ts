@@ -428,10 +428,14 @@ export function splitAddress(address: string): { host: string; port: number } {
 	return { host: (match[1] ?? match[2]) as string, port: Number(match[3]) };
 }
 
+/** A proxy without a scheme is one of HTTP, as curl has it: `proxy:3128` alone would be a URL of the scheme `proxy`. */
+export const proxyUrl = (proxy: string): string => (proxy.includes("://") ? proxy : `http://${proxy}`);
+
 /** A proxy's `host:port`, and what goes into Proxy-Authorization. Port 80 is what a URL forgets; none at all means 3128. */
 export function splitProxy(proxy: string): { at: string; credentials: string | undefined } {
-	const { hostname, port, username, password } = new URL(proxy);
-	const written = /^[a-z]+:\/\/(?:[^@/]*@)?(?:\[[^\]]*\]|[^:/]*):(\d+)/i.exec(proxy)?.[1];
+	const url = proxyUrl(proxy);
+	const { hostname, port, username, password } = new URL(url);
+	const written = /^[a-z]+:\/\/(?:[^@/]*@)?(?:\[[^\]]*\]|[^:/]*):(\d+)/i.exec(url)?.[1];
 	const plain = `${decodeURIComponent(username)}:${decodeURIComponent(password)}`;
 	return {
 		at: `${hostname}:${port || written || 3128}`,

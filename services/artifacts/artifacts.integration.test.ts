@@ -272,7 +272,7 @@ describe("joining", () => {
 		const env = {
 			PATH: `${bin}:${process.env.PATH}`,
 			https_proxy: "http://me:p%40ss@proxy:3128",
-			no_proxy: "localhost",
+			no_proxy: "localhost, .example.com,10.0.0.0/8,[::1]",
 		};
 		await writeFile(world.at("join.sh"), here);
 		const { stdout } = await run("sh", [world.at("join.sh")], { env });
@@ -281,7 +281,9 @@ describe("joining", () => {
 		expect((await run("dpkg-deb", ["-f", world.at("installed.deb"), "Package"])).stdout.trim()).toBe(
 			"groundplane-agent-config",
 		);
-		expect(await readFile(world.at("groundplane-agent"), "utf8")).toBe('https_proxy="http://me:p%40ss@proxy:3128"\n');
+		expect(await readFile(world.at("groundplane-agent"), "utf8")).toBe(
+			'https_proxy="http://me:p%40ss@proxy:3128"\nno_proxy="localhost, .example.com,10.0.0.0/8,[::1]"\n',
+		);
 		expect((await stat(world.at("groundplane-agent"))).mode & 0o777).toBe(0o600);
 
 		await writeFile(world.at("join.sh"), here.replace(/agent\.deb [0-9a-f]{64}/, `agent.deb ${"0".repeat(64)}`));
@@ -292,6 +294,11 @@ describe("joining", () => {
 		await writeFile(world.at("join.sh"), here);
 		await expect(run("sh", [world.at("join.sh")], { env: bad })).rejects.toMatchObject({
 			stderr: expect.stringContaining("https_proxy is not a URL"),
+		});
+		await expect(
+			run("sh", [world.at("join.sh")], { env: { ...env, no_proxy: "localhost,$(reboot)" } }),
+		).rejects.toMatchObject({
+			stderr: expect.stringContaining("no_proxy is not a list"),
 		});
 	});
 

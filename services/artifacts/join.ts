@@ -139,7 +139,14 @@ main() {
 		case $proxy in
 		*[!-A-Za-z0-9._~:/?#@!$\\&\\'\\(\\)*+,\\;=%]*) fail "https_proxy is not a URL" "Percent-encode what is unusual in it." ;;
 		esac
-		printf 'https_proxy="%s"\\n' "$proxy" | $sudo sh -c 'umask 077; cat >/etc/default/groundplane-agent'
+		except=\${no_proxy:-\${NO_PROXY:-}}
+		case $except in
+		*[!]A-Za-z0-9._:/*,\\ [-]*) fail "no_proxy is not a list of names, addresses and networks" "Separate them by commas." ;;
+		esac
+		{
+			printf 'https_proxy="%s"\\n' "$proxy"
+			[ -z "$except" ] || printf 'no_proxy="%s"\\n' "$except"
+		} | $sudo sh -c 'umask 077; cat >/etc/default/groundplane-agent'
 		echo "The agent will use the proxy in https_proxy, kept in /etc/default/groundplane-agent."
 	fi
 

@@ -183,7 +183,7 @@ const cases: Case[] = [
 	{
 		what: "a proxy that wants a password",
 		host: async () => ({
-			environment: `https_proxy="http://user:old@127.0.0.1:${await proxyThatSays("407 Proxy Authentication Required")}"\n`,
+			environment: `https_proxy="user:old@127.0.0.1:${await proxyThatSays("407 Proxy Authentication Required")}"\n`,
 		}),
 		cause: "proxy",
 		code: "Unauthenticated",
