@@ -80,6 +80,45 @@ test("frames come out as they went in, however the bytes are cut", () => {
 	);
 });
 
+test("what was read may be overwritten at once", () => {
+	const pieces: Buffer[] = [];
+	const parser = new FrameParser({ onFrame: () => {}, onData: (_stream, piece) => pieces.push(piece) });
+	const payloads = [Buffer.alloc(100, "a"), Buffer.alloc(50_000, "b"), Buffer.alloc(MAX_DATA_BYTES, "c")];
+	const memory = Buffer.alloc(16_384);
+	const bytes = Buffer.concat(payloads.map((payload) => encodeFrame(FrameType.DATA, 1, payload)));
+	for (let at = 0; at < bytes.length; at += memory.length) {
+		parser.push(memory.subarray(0, bytes.copy(memory, 0, at, at + memory.length)));
+		memory.fill(0);
+	}
+	expect(pieces).toEqual(payloads);
+});
+
+test("what has come of a frame is passed on when it is asked for, unless it is little", () => {
+	const pieces: [number, number][] = [];
+	const parser = new FrameParser({
+		onFrame: () => {},
+		onData: (_stream, { length }, cost) => pieces.push([length, cost]),
+	});
+	const frame = encodeFrame(FrameType.DATA, 1, Buffer.alloc(10_000));
+	const steps: [from: number, to: number, seen: number[]][] = [
+		[0, 4, []],
+		[4, 4_000, []],
+		[4_000, 5_008, [5_000]],
+		[5_008, 6_000, []],
+		[6_000, 10_008, [5_000]],
+	];
+	for (const [from, to, seen] of steps) {
+		parser.push(frame.subarray(from, to));
+		expect(parser.unfinished).toBe(to > 8 && to < frame.length);
+		parser.flush();
+		parser.flush();
+		expect(pieces.splice(0)).toEqual(seen.map((length) => [length, length]));
+	}
+	expect(parser.unfinished).toBe(false);
+	parser.push(encodeFrame(FrameType.DATA, 1, Buffer.alloc(10)));
+	expect(pieces).toEqual([[10, MIN_DATA_COST]]);
+});
+
 test("garbage is recognised or waited for, never anything else", () => {
 	fc.assert(
 		fc.property(fc.array(fc.uint8Array({ minLength: 1, maxLength: 200 }), { maxLength: 20 }), (chunks) => {

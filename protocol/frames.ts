@@ -33,7 +33,7 @@ export const MAX_CONTROL_BYTES = 16 * 1024;
  */
 export const MIN_DATA_COST = 256;
 
-/** Pieces of a cut DATA frame shorter than this are gathered before they are passed on. */
+/** Less of a DATA frame that is not whole yet is not passed on: it would make a reader that is stuck keep many small buffers. */
 const MIN_PIECE_BYTES = 4 * 1024;
 
 /** Builds header and payload as one buffer; meant for the small frames. */
@@ -63,13 +63,16 @@ export interface FrameSink {
 	/** A whole frame other than DATA. The payload is a view that is good during the call. */
 	onFrame(type: FrameType, stream: number, payload: Buffer): void;
 	/**
-	 * A piece of a DATA frame, never empty. It may be kept, but may be a view of a much longer chunk. `cost` is the credit that it spent: its length,
-	 * and with the last piece what is missing to {@link MIN_DATA_COST}.
+	 * A DATA frame, or a piece of one ({@link FrameParser.flush}), never empty. It may be kept: its memory is the frame's own, or Node's pool.
+	 * `cost` is the credit that it spent: its length, and with the last piece what is missing to {@link MIN_DATA_COST}.
 	 */
 	onData(stream: number, piece: Buffer, cost: number): void;
 }
 
-/** Reads frames out of bytes cut anywhere. Memory: one control frame or one small piece, never more. */
+/**
+ * Reads frames out of bytes cut anywhere, and keeps nothing of the chunks that it is given: what they lie in can be used again.
+ * Memory: one frame, never more.
+ */
 export class FrameParser {
 	readonly #sink: FrameSink;
 	readonly #header = Buffer.allocUnsafe(HEADER_BYTES);
@@ -82,6 +85,8 @@ export class FrameParser {
 	#surcharge = 0;
 	#gathered: Buffer | undefined;
 	#gatheredFill = 0;
+	/** Of what is gathered, so much was passed on already. */
+	#delivered = 0;
 
 	constructor(sink: FrameSink) {
 		this.#sink = sink;
@@ -143,29 +148,38 @@ export class FrameParser {
 		return at + take;
 	}
 
+	/** There is a part of a DATA frame that was not passed on. */
+	get unfinished(): boolean {
+		return this.#type === FrameType.DATA && this.#gatheredFill > this.#delivered;
+	}
+
+	/** Passes on what has come of a DATA frame, when the rest may take a while: over a thin line a frame is many milliseconds long. */
+	flush(): void {
+		if (this.unfinished && this.#gatheredFill - this.#delivered >= MIN_PIECE_BYTES) this.#deliver();
+	}
+
 	#readData(chunk: Buffer, at: number): number {
-		const take = Math.min(this.#missing, chunk.length - at);
-		const small = take < MIN_PIECE_BYTES && take < this.#missing;
-		if (this.#gathered !== undefined || small) {
-			this.#gathered ??= Buffer.allocUnsafeSlow(Math.min(this.#missing, MIN_PIECE_BYTES));
-			const gathered = this.#gather(chunk, at, this.#gathered.length - this.#gatheredFill);
-			if (this.#gatheredFill === this.#gathered.length || this.#missing === 0) this.#deliver(this.#release());
-			return at + gathered;
-		}
-		const piece = take === chunk.length ? chunk : chunk.subarray(at, at + take);
-		this.#missing -= take;
-		this.#deliver(piece);
+		this.#gathered ??=
+			this.#missing < MIN_PIECE_BYTES ? Buffer.allocUnsafe(this.#missing) : Buffer.allocUnsafeSlow(this.#missing);
+		const take = this.#gather(chunk, at, this.#missing);
+		if (this.#missing === 0) this.#deliver();
 		return at + take;
 	}
 
-	#deliver(piece: Buffer): void {
+	#deliver(): void {
+		const gathered = this.#gathered as Buffer;
+		const whole = this.#delivered === 0 && this.#gatheredFill === gathered.length;
+		const piece = whole ? gathered : gathered.subarray(this.#delivered, this.#gatheredFill);
 		const last = this.#missing === 0;
-		if (last) this.#missing = -1;
+		if (last) {
+			this.#release();
+			this.#missing = -1;
+		} else this.#delivered = this.#gatheredFill;
 		this.#sink.onData(this.#stream, piece, last ? piece.length + this.#surcharge : piece.length);
 	}
 
 	#gather(chunk: Buffer, at: number, most: number): number {
-		const take = Math.min(most, this.#missing, chunk.length - at);
+		const take = Math.min(most, chunk.length - at);
 		chunk.copy(this.#gathered as Buffer, this.#gatheredFill, at, at + take);
 		this.#gatheredFill += take;
 		this.#missing -= take;
@@ -173,9 +187,10 @@ export class FrameParser {
 	}
 
 	#release(): Buffer {
-		const gathered = (this.#gathered as Buffer).subarray(0, this.#gatheredFill);
+		const gathered = this.#gathered as Buffer;
 		this.#gathered = undefined;
 		this.#gatheredFill = 0;
+		this.#delivered = 0;
 		return gathered;
 	}
 }

@@ -145,6 +145,29 @@ const script = fc.record({
 	broken: fc.option(fc.record({ byOpener: fc.boolean(), after: fc.nat(4) }), { nil: undefined, freq: 3 }),
 });
 
+test("what lies there already when a session begins is answered after HELLO", async () => {
+	const sent: Buffer[] = [];
+	const early = encodeFrame(
+		FrameType.HELLO,
+		0,
+		JSON.stringify({ ...hello("early"), versions: [1], capabilities: [], window: 1 }),
+	);
+	const transport: Transport = {
+		buffered: 0,
+		start: ({ onBytes }) => onBytes(Buffer.concat([early, encodeFrame(FrameType.PING, 0, Buffer.alloc(4))])),
+		send: (parts) => sent.push(...parts),
+		end: () => {},
+		destroy: () => {},
+	};
+	const session = new Session(transport, { role: "server", hello: hello("late") });
+	sessions.push(session);
+	await session.ready;
+	await turn();
+	const types: number[] = [];
+	new FrameParser({ onFrame: (type) => types.push(type), onData: () => {} }).push(Buffer.concat(sent));
+	expect(types).toEqual([FrameType.HELLO, FrameType.PING, FrameType.PONG]);
+});
+
 test("any number of streams at once, cut and mixed in any way: nothing lost, nothing twice, everything ends once at both ends", async () => {
 	await fc.assert(
 		fc.asyncProperty(
@@ -562,6 +585,48 @@ test("a probe ends a session whose peer says nothing in time, and a ping gives t
 	mute.start({ onBytes: () => {}, onSent: () => {}, onClose: () => {} });
 	const session = new Session(end, { role: "client", hello: hello("a") });
 	session.probe(20);
+	expect(await session.closed).toMatchObject({ message: expect.stringContaining("nothing was heard") });
+});
+
+test("probes that are asked for while one is under way follow it, and one that nobody answers ends the session", async () => {
+	const [end, mute] = wire();
+	let pings = 0;
+	const parser = new FrameParser({
+		onFrame: (type) => {
+			if (type === FrameType.PING) pings++;
+		},
+		onData: () => {},
+	});
+	mute.start({ onBytes: (chunk) => parser.push(chunk), onSent: () => {}, onClose: () => {} });
+	const session = new Session(end, { role: "client", hello: hello("a") });
+	sessions.push(session);
+	const say = (type: FrameType, payload: Buffer | string) => {
+		const frame = encodeFrame(type, 0, payload);
+		mute.send([frame], frame.length);
+	};
+	say(FrameType.HELLO, JSON.stringify({ ...hello("b"), versions: [1], capabilities: [], window: 1 }));
+	await session.ready;
+	session.probe(50);
+	for (let count = 0; count < 100; count++) session.probe(50);
+	say(FrameType.PING, "");
+	await delay(60);
+	expect(session.leaving).toBe(false);
+	expect(await session.closed).toMatchObject({ message: expect.stringContaining("nothing was heard") });
+	expect(pings).toBeLessThan(4);
+});
+
+test("a stream that the peer does not answer in time has it asked whether it is there at all", async () => {
+	const [end, mute] = wire();
+	mute.start({ onBytes: () => {}, onSent: () => {}, onClose: () => {} });
+	const session = new Session(end, { role: "client", hello: hello("a"), limits: { openMs: 30, pingTimeoutMs: 30 } });
+	sessions.push(session);
+	const hi = encodeFrame(
+		FrameType.HELLO,
+		0,
+		JSON.stringify({ ...hello("b"), versions: [1], capabilities: [], window: 1 }),
+	);
+	mute.send([hi], hi.length);
+	await expect(session.open("x")).rejects.toMatchObject({ code: "DeadlineExceeded" });
 	expect(await session.closed).toMatchObject({ message: expect.stringContaining("nothing was heard") });
 });
 

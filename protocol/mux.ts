@@ -187,6 +187,7 @@ export class Session extends EventEmitter<SessionEvents> {
 	readonly #passedOver: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#turnPlanned = false;
 	#inTurn = false;
+	#flushPlanned = false;
 
 	#peer: Hello | undefined;
 	#goAwaySent = false;
@@ -195,6 +196,8 @@ export class Session extends EventEmitter<SessionEvents> {
 	#keepalive: NodeJS.Timeout | undefined;
 	#heardAt: number;
 	#pingSentAt: number | undefined;
+	#probing: NodeJS.Timeout | undefined;
+	#probeNext: number | undefined;
 	#pingNumber = 0;
 	readonly #pings: { resolve(ms: number): void; reject(error: GroundplaneError): void }[] = [];
 	#rtt: number | undefined;
@@ -249,11 +252,6 @@ export class Session extends EventEmitter<SessionEvents> {
 			finished: (stream) => this.#forget(stream),
 			starving: (stream, starved) => this.#setStarved(stream, starved),
 		};
-		transport.start({
-			onBytes: (chunk) => this.#onBytes(chunk),
-			onSent: () => this.#turn(),
-			onClose: (error) => this.#onTransportClose(error),
-		});
 		this.#send(
 			FrameType.HELLO,
 			0,
@@ -264,6 +262,12 @@ export class Session extends EventEmitter<SessionEvents> {
 				window: this.limits.initialWindow,
 			} satisfies Hello),
 		);
+		// After HELLO is in its place: what lies there already is read at once, and answered.
+		transport.start({
+			onBytes: (chunk) => this.#onBytes(chunk),
+			onSent: () => this.#turn(),
+			onClose: (error) => this.#onTransportClose(error),
+		});
 		this.#watchOver(this.limits.helloMs);
 	}
 
@@ -302,15 +306,26 @@ export class Session extends EventEmitter<SessionEvents> {
 		return promise;
 	}
 
-	/** Asks the peer now; when nothing at all is heard within `ms` the session is over. */
-	probe(ms: number): void {
+	/**
+	 * Asks the peer now; when nothing at all is heard within `ms` the session is over. Meant for whoever wants something of the peer and
+	 * would else learn from the next long silence only that it is gone. One question at a time: what is asked meanwhile follows.
+	 */
+	probe(ms: number = this.limits.pingTimeoutMs): void {
 		if (this.#ended) return;
+		if (this.#probing !== undefined) {
+			this.#probeNext = ms;
+			return;
+		}
 		const asked = this.#now();
 		if (this.#pingSentAt === undefined) this.#sendPing();
-		const timer = afterReading(() => {
-			if (!this.#ended && this.#heardAt < asked) this.#destroySilent();
+		this.#probing = afterReading(() => {
+			if (this.#ended) return;
+			if (this.#heardAt < asked) return this.#destroySilent();
+			this.#probing = undefined;
+			const next = this.#probeNext;
+			this.#probeNext = undefined;
+			if (next !== undefined) this.probe(next);
 		}, ms);
-		void this.closed.then(() => clearTimeout(timer));
 	}
 
 	stats(): SessionStats {
@@ -354,6 +369,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		let window = 0;
 		const onAbort = () => fail(tunnelClosed(`opening ${service} was cancelled`, "Nothing, if this was meant."));
 		const timer = setTimeout(() => {
+			this.probe();
 			fail(
 				new GroundplaneError("DeadlineExceeded", `no answer to opening ${service} within ${ms} ms`, {
 					next: "Look at the other end's log; the host may be overloaded or its line may be down.",
@@ -421,8 +437,19 @@ export class Session extends EventEmitter<SessionEvents> {
 	#onBytes(chunk: Buffer): void {
 		if (this.#ended) return;
 		this.#heardAt = this.#now();
+		this.#parse(() => this.#parser.push(chunk));
+		if (!this.#parser.unfinished || this.#flushPlanned) return;
+		// After everything that lies there has been read: the rest of the frame is on its way then, and not in this machine.
+		this.#flushPlanned = true;
+		setImmediate(() => {
+			this.#flushPlanned = false;
+			if (!this.#ended) this.#parse(() => this.#parser.flush());
+		});
+	}
+
+	#parse(read: () => void): void {
 		try {
-			this.#parser.push(chunk);
+			read();
 		} catch (error) {
 			this.#fail(asGroundplaneError(error));
 		}
@@ -885,6 +912,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		if (this.#ended) return;
 		this.#ended = true;
 		clearTimeout(this.#keepalive);
+		clearTimeout(this.#probing);
 		const reason = error ?? tunnelClosed("the tunnel was closed", "Nothing, if this was meant.");
 		for (const pending of this.#incoming.values()) {
 			pending.gone = true;

@@ -16,6 +16,7 @@ export interface Transport {
 }
 
 export interface TransportHandlers {
+	/** The chunk is good during the call: its memory may be used for what comes next. */
 	onBytes(chunk: Buffer): void;
 	onSent(): void;
 	/** Called once, after the last bytes. */

@@ -4,6 +4,7 @@ import type { Duplex } from "node:stream";
 import { TLSSocket } from "node:tls";
 import { GroundplaneError } from "./errors.ts";
 import { protocolError } from "./frames.ts";
+import { readSocket } from "./socket-reader.ts";
 import { BATCH_BYTES, LINGER_MS, type Transport, type TransportHandlers } from "./transport.ts";
 
 /**
@@ -43,7 +44,7 @@ export class WebSocketParser {
 
 	/**
 	 * @param masked whether frames must be masked (the peer is a client) or must not be (RFC 6455 §5.1)
-	 * @param onData a piece of a binary message, never empty; it may be kept
+	 * @param onData a piece of a binary message, never empty: a view of what was pushed
 	 * @param onControl a whole control frame
 	 */
 	constructor(masked: boolean, onData: (data: Buffer) => void, onControl: (opcode: number, payload: Buffer) => void) {
@@ -284,7 +285,7 @@ function webSocketTransport(
 			socket.on("close", () => handlers?.onClose(failure));
 			if (socket.destroyed) setImmediate(() => handlers?.onClose(failure));
 			if (head.length > 0) onBytes(head);
-			socket.on("data", onBytes);
+			readSocket(socket, onBytes);
 		},
 		send(parts, bytes) {
 			if (closeSent || socket.destroyed || socket.writableEnded) return;
