@@ -52,7 +52,8 @@ export function planJoining(
 	const version = joinVersion(cluster, controlPlanes, initialized);
 
 	const begin = new Set(known.filter(({ begun }) => begun).map(({ member }) => member.host));
-	if (first !== undefined) begin.add(first.member.host);
+	// One that began to make the cluster and is no longer named goes first, or there would be two.
+	if (first !== undefined && (initialized || leaving.length === 0)) begin.add(first.member.host);
 	const next = controlPlanes.find(({ member }) => !begin.has(member.host));
 	let publish: string | undefined;
 	if (initialized && workload !== undefined && version !== undefined && roll.inFlight.size === 0) {
@@ -104,9 +105,14 @@ export function planJoining(
 /** A member with a node has joined before: what its role does now is something else. */
 const isNew = ({ node, host }: Known): boolean => node === undefined || outputsOf(host)?.nodeName === undefined;
 
+/** Whether members can join: not in the middle of a change of version, which goes on first. */
+export const mayJoin = (cluster: Cluster, known: readonly Known[]): boolean =>
+	joinVersion(cluster, known, isInitialized(cluster, known)) !== undefined;
+
 /** Version that a new member takes: the one of the control planes. While they differ, nobody joins. */
-function joinVersion(cluster: Cluster, controlPlanes: readonly Known[], initialized: boolean): string | undefined {
+function joinVersion(cluster: Cluster, known: readonly Known[], initialized: boolean): string | undefined {
 	if (!initialized) return cluster.spec.version;
+	const controlPlanes = known.filter(({ member }) => member.role === "control-plane");
 	const versions = new Set(controlPlanes.filter(({ begun }) => begun).map(({ asked }) => asked));
 	if (versions.size === 0) return cluster.status?.version ?? cluster.spec.version;
 	return versions.size === 1 ? [...versions][0] : undefined;

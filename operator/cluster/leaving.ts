@@ -29,6 +29,8 @@ export interface LeavingMember {
 	readonly message: string;
 	/** A control plane that can't leave etcd by itself: one that lives has to take it out. */
 	readonly isDeadMember: boolean;
+	/** Nothing of it was begun: who takes its place joins first. */
+	readonly isWaiting?: true;
 }
 
 /**
@@ -36,13 +38,14 @@ export interface LeavingMember {
  * takes their place joins first. Workers go within the budget; control planes one at a time, and only while etcd keeps its
  * majority without them.
  *
- * @param isHeld Whether nobody may begin to leave now, since another host is taken out for something else.
+ * `isHeld`: nobody may begin to leave now, since another host is taken out for something else. `initialized`: there is a cluster
+ * already that could lose something.
  */
 export function planLeaving(
 	observed: Observed,
 	known: readonly Known[],
 	wanted: readonly Member[],
-	isHeld: boolean,
+	{ isHeld, initialized }: { readonly isHeld: boolean; readonly initialized: boolean },
 ): Leaving {
 	const { cluster, workload, now } = observed;
 	const names = new Set(wanted.map((member) => member.host));
@@ -62,7 +65,7 @@ export function planLeaving(
 	const waitsFor = (host: Host) =>
 		newcomers.find(({ member }) => (member.role === "control-plane") === isControlPlane(host));
 	let room = cluster.spec.upgradePolicy.maxUnavailableWorkers;
-	let mayLeaveEtcd = true;
+	let mayLeaveEtcd = !hosts.some((host) => isControlPlane(host) && clusterOf(host) === undefined);
 	const leaving = hosts.map((host): LeavingMember => {
 		const name = host.metadata.name;
 		const node = nodeOf(host);
@@ -70,8 +73,7 @@ export function planLeaving(
 		const isDeadMember = role === "control-plane" && isGone(host) && clusterOf(host) !== undefined && wasJoined(host);
 		const say = (message: string): LeavingMember => ({ host: name, role, message, isDeadMember });
 		if (clusterOf(host) === undefined) {
-			if (role === "control-plane") mayLeaveEtcd = false;
-			else room -= 1;
+			if (role === "worker") room -= 1;
 			return say(cleaningMessage(host));
 		}
 		const remove = (message: string) => {
@@ -79,20 +81,22 @@ export function planLeaving(
 			return say(message);
 		};
 		if (!wasJoined(host)) return remove("It had not joined yet.");
+		if (!initialized) return remove("The cluster is not made yet.");
 		if (isGone(host)) {
 			if (role === "worker") return remove("Not connected: it cleans itself when it is back.");
 			if (isRemovedFromEtcd(known, name)) return remove("Taken out of etcd; it cleans itself when it is back.");
 			return say("Not connected: another control plane takes it out of etcd.");
 		}
 		const newcomer = waitsFor(host);
-		if (newcomer !== undefined) return say(`Waits until ${newcomer.member.host} has joined.`);
+		if (newcomer !== undefined) return { ...say(`Waits until ${newcomer.member.host} has joined.`), isWaiting: true };
 		if (isHeld && node?.drainStarted === undefined) return say("Waits until the host that is under way is done.");
 		if (role === "control-plane") {
 			const why = mayLeaveEtcd
 				? unsafeToLeave(observed, known, hosts.filter(isControlPlane), host)
 				: "another one leaves";
-			mayLeaveEtcd = false;
+			// One that can't go yet doesn't hold up one that can: that may be the sick one for which it waits.
 			if (why !== undefined) return say(`Waits: ${why}.`);
+			mayLeaveEtcd = false;
 		} else if (room-- <= 0) return say("Waits for its turn.");
 		const drain = drainAction(observed, name, node);
 		if (drain === undefined) return remove(drainMessage(observed, node));

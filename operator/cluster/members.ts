@@ -102,6 +102,20 @@ export function belongs(host: Host, cluster: Cluster): boolean {
 	return (isConnected(host) && !isUpToDate(host)) || reportOf(host) !== undefined;
 }
 
+/**
+ * Whether a host that is named has to leave its place in the cluster before it takes the one it is named for: workers don't
+ * turn into control planes, nor the other way about, without a drain and without etcd being asked; and what is left of its
+ * former place, its Node too, goes before it joins.
+ */
+export function leavesFirst({ cluster, hosts, workload }: Observed, { host: name, role }: Member): boolean {
+	const host = hosts.find(({ metadata }) => metadata.name === name);
+	if (host === undefined) return false;
+	const owner = clusterOf(host);
+	if (owner !== undefined)
+		return owner === cluster.metadata.name && CONTROL_PLANE_MODES.includes(modeOf(host)) !== (role === "control-plane");
+	return belongs(host, cluster) || workload?.nodes.some((node) => node.name === name) === true;
+}
+
 /** Members of etcd that must be well for it to take a write (majority). */
 export const quorum = (members: number): number => Math.floor(members / 2) + 1;
 

@@ -4,9 +4,9 @@ import type { NewCondition } from "../kube/conditions.ts";
 import { planAdoption } from "./adoption.ts";
 import { assign, clusterOf, type Problem } from "./assign.ts";
 import { planDeletion } from "./deletion.ts";
-import { isInitialized, planJoining } from "./joining.ts";
+import { isInitialized, mayJoin, planJoining } from "./joining.ts";
 import { planLeaving } from "./leaving.ts";
-import { type Known, knownOf } from "./members.ts";
+import { type Known, knownOf, leavesFirst } from "./members.ts";
 import { placementCondition } from "./placement.ts";
 import { poolPatch } from "./pools.ts";
 import { planServing } from "./serving.ts";
@@ -19,23 +19,33 @@ export function plan(observed: Observed): Plan {
 	const { cluster, hosts } = observed;
 	if (cluster.spec.adopt) return planAdoption(observed);
 	if (cluster.metadata.deletionTimestamp !== undefined) return planDeletion(observed);
-	const { members, problems } = assign(cluster, hosts, observed.others);
+	const assigned = assign(cluster, hosts, observed.others);
+	const found = assigned.problems;
 	const isStarted = hosts.some((host) => clusterOf(host) === cluster.metadata.name);
-	const refusal = isStarted ? undefined : refuse(observed, problems);
+	const refusal = isStarted ? undefined : refuse(observed, found);
 	if (refusal !== undefined) return refusal;
+	const turning = assigned.members.filter((member) => leavesFirst(observed, member));
+	const members = assigned.members.filter((member) => !turning.includes(member));
 
 	const known = members
-		.filter((member) => !problems.some((problem) => problem.host === member.host))
+		.filter((member) => !found.some((problem) => problem.host === member.host))
 		.map((member) => knownOf(observed, member))
 		.filter((one) => one !== undefined);
 	const begun = known.filter((one) => one.begun);
 
 	// Only one thing is taken out of a cluster at a time: a host that changes its version, or one that comes or goes.
-	const settled = planLeaving(observed, known, members, false);
-	const isScaling = settled.leaving.length > 0 || known.some(({ begun, applied }) => !(begun && applied));
-	const roll = isInitialized(cluster, known) ? planRoll(observed, begun, isScaling) : NO_ROLL;
-	const leaving = roll.inFlight.size === 0 ? settled : planLeaving(observed, known, members, true);
+	const initialized = isInitialized(cluster, known);
+	const settled = planLeaving(observed, known, members, { isHeld: false, initialized });
+	const isScaling =
+		settled.leaving.some(({ isWaiting }) => isWaiting !== true) ||
+		known.some(({ begun, applied }) => (begun ? !applied : mayJoin(cluster, known)));
+	const roll = initialized ? planRoll(observed, begun, isScaling) : NO_ROLL;
+	const leaving =
+		roll.inFlight.size === 0 ? settled : planLeaving(observed, known, members, { isHeld: true, initialized });
 	const joining = planJoining(observed, known, leaving, roll);
+	const leaves = (host: string | undefined) => leaving.leaving.some((one) => one.host === host);
+	// That it is still being cleaned is no problem of a host that leaves.
+	const problems = found.filter(({ host }) => !leaves(host));
 
 	const serving = planServing(known, observed.workload?.servingRequests ?? []);
 	const all = [
@@ -46,6 +56,7 @@ export function plan(observed: Observed): Plan {
 			const refused = serving.refused.get(member.host);
 			return refused === undefined || view.message !== undefined ? view : { ...view, message: refused };
 		}),
+		...turning.filter(({ host }) => !leaves(host)).map((member): MemberStatus => ({ ...member, phase: "Waiting" })),
 		...leaving.leaving.map(({ host, role, message }): MemberStatus => ({ host, role, phase: "Leaving", message })),
 	];
 	const actions = [

@@ -80,6 +80,66 @@ describe("control planes up and down", () => {
 		expect(site.nodes.has("h2")).toBe(false);
 	});
 
+	it("lets workers leave, drained, before they join again as control planes, one at a time", () => {
+		const site = made(["h1"], ["h5"]);
+		settleWell(site.edit({ workers: [{ name: "w", hosts: ["h4", "h5"] }] }));
+		site.history.length = 0;
+		site.edit({ controlPlane: { hosts: ["h1", "h4", "h5"] }, workers: [] });
+		for (let i = 0; i < 100; i++) {
+			const before = site.etcd.size;
+			site.step();
+			expect(site.etcd.size - before).toBeLessThanOrEqual(1);
+			expect(site.etcdHasQuorum).toBe(true);
+		}
+		expect(site.last?.status.phase).toBe("Ready");
+		expect([...site.etcd].sort()).toEqual(["h1", "h4", "h5"]);
+		for (const name of ["h4", "h5"]) {
+			const own = site.firsts.filter((entry) => entry.includes(` ${name}`));
+			expect(own.slice(0, 3)).toEqual([`drain ${name}`, `removeRole ${name}`, `deleteNode ${name}`]);
+			expect(own).toContain(`applyRole ${name}@v1.36.3`);
+		}
+	});
+
+	it("lets a control plane leave etcd before it joins again as a worker, and only while the others are well", () => {
+		const site = made(["h1", "h2", "h3"]);
+		site.history.length = 0;
+		site.powerOff("h3");
+		site.edit({ controlPlane: { hosts: ["h1", "h3", "h4"] }, workers: [{ name: "w", hosts: ["h2"] }] }).run(30);
+		expect(site.etcd.has("h2")).toBe(true);
+		expect(site.last?.status.members).toContainEqual(
+			expect.objectContaining({ host: "h2", role: "control-plane", phase: "Leaving" }),
+		);
+		site.powerOn("h3");
+		settleWell(site);
+		expect([...site.etcd].sort()).toEqual(["h1", "h3", "h4"]);
+		const own = site.firsts.filter((entry) => entry.includes(" h2"));
+		expect(own.indexOf("deleteNode h2")).toBeGreaterThan(own.indexOf("removeRole h2"));
+		expect(own.indexOf("applyRole h2@v1.36.3")).toBeGreaterThan(own.indexOf("deleteNode h2"));
+	});
+
+	it("is made once when another first one is named while it is being made", () => {
+		const site = new Site(oneAndOne, ["h1", "h2", "h4"]).run(2);
+		expect(roleOf(site.host("h1"))?.parameters.mode).toBe("init");
+		site.edit({ controlPlane: { hosts: ["h2"] } });
+		for (let i = 0; i < 60; i++) {
+			site.step();
+			const making = site.hosts.filter((each) => roleOf(each)?.parameters.mode === "init");
+			expect(making.length).toBeLessThanOrEqual(1);
+		}
+		expect(site.last?.status.phase).toBe("Ready");
+		expect([...site.etcd]).toEqual(["h2"]);
+		expect([...site.nodes.keys()].sort()).toEqual(["h2", "h4"]);
+	});
+
+	it("lets one go that never joined before the one that waits for etcd's majority", () => {
+		const site = made(["h1"], ["h2", "h3", "h5"]);
+		site.broken.add("h3@v1.36.3");
+		site.edit({ controlPlane: { hosts: ["h1", "h2", "h3"] } }).run(30);
+		expect([...site.etcd]).toEqual(["h1", "h2"]);
+		settleWell(site.edit({ controlPlane: { hosts: ["h5"] } }));
+		expect([...site.etcd]).toEqual(["h5"]);
+	});
+
 	it("does not let one go while another is not well, and says so", () => {
 		const site = made(["h1", "h2", "h3"]);
 		site.powerOff("h2");

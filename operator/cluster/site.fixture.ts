@@ -242,7 +242,10 @@ export class Site {
 			return;
 		}
 		const { mode, prepare } = wanted.parameters;
-		const key = `${wanted.version}/${prepare === true}`;
+		const isWorker = mode === "join-worker";
+		// The role pack's identity: a host that changes between control plane and worker is reset and made anew.
+		if (this.at.get(name)?.endsWith(`/${!isWorker}`)) this.etcd.delete(name);
+		const key = `${wanted.version}/${prepare === true}/${isWorker}`;
 		const isNew = now === undefined || this.at.get(name) !== key;
 		this.at.set(name, key);
 		if (isNew || now === undefined) {
@@ -263,7 +266,7 @@ export class Site {
 		for (const former of (wanted.parameters.formerControlPlanes as string[] | undefined) ?? [])
 			this.etcd.delete(former);
 		if (wanted.parameters.publishCertificates !== undefined) this.certificates = true;
-		const isControlPlane = mode !== "join-worker";
+		const isControlPlane = !isWorker;
 		const joins = isControlPlane && !this.etcd.has(name);
 		if (joins && this.etcd.size > 0 && !this.etcdHasQuorum) return;
 		if (joins) this.etcd.add(name);
