@@ -155,8 +155,11 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
 			title: "Tunnels",
 			kind: "graph",
 			unit: "none",
-			description: "Hosts that each gateway holds.",
-			queries: { "{{instance}}": "groundplane_tunnel_hosts" },
+			description: "Hosts that each gateway holds, and for how many it has memory.",
+			queries: {
+				"{{instance}}": "groundplane_tunnel_hosts",
+				"room at {{instance}}": "groundplane_tunnel_max_hosts",
+			},
 		},
 		{
 			title: "Handshakes",
