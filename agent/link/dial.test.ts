@@ -17,6 +17,7 @@ test.each([
 	["http://proxy", "proxy:3128", undefined],
 	["http://proxy:80/", "proxy:80", undefined],
 	["http://user:p%40ss@proxy:80", "proxy:80", "user:p@ss"],
+	["http://user:50%off@proxy:80", "proxy:80", "user:50%off"],
 	["proxy.example.com:3128", "proxy.example.com:3128", undefined],
 	["user:p%40ss@192.0.2.1:80", "192.0.2.1:80", "user:p@ss"],
 	["http://user@[2001:db8::1]:8080", "[2001:db8::1]:8080", "user:"],

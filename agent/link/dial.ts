@@ -428,6 +428,15 @@ export function splitAddress(address: string): { host: string; port: number } {
 	return { host: (match[1] ?? match[2]) as string, port: Number(match[3]) };
 }
 
+/** What was percent-encoded; as it stands where somebody wrote a password with a % of its own. */
+function decoded(text: string): string {
+	try {
+		return decodeURIComponent(text);
+	} catch {
+		return text;
+	}
+}
+
 /** A proxy without a scheme is one of HTTP, as curl has it: `proxy:3128` alone would be a URL of the scheme `proxy`. */
 export const proxyUrl = (proxy: string): string => (proxy.includes("://") ? proxy : `http://${proxy}`);
 
@@ -436,7 +445,7 @@ export function splitProxy(proxy: string): { at: string; credentials: string | u
 	const url = proxyUrl(proxy);
 	const { hostname, port, username, password } = new URL(url);
 	const written = /^[a-z]+:\/\/(?:[^@/]*@)?(?:\[[^\]]*\]|[^:/]*):(\d+)/i.exec(url)?.[1];
-	const plain = `${decodeURIComponent(username)}:${decodeURIComponent(password)}`;
+	const plain = `${decoded(username)}:${decoded(password)}`;
 	return {
 		at: `${hostname}:${port || written || 3128}`,
 		credentials: username === "" ? undefined : Buffer.from(plain).toString("base64"),
