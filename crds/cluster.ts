@@ -112,10 +112,10 @@ export const clusterSpec = z
 				serviceSubnet: cidr.default("10.96.0.0/12").describe("Network of services."),
 				dnsDomain: z.string().max(253).default("cluster.local").describe("DNS domain of services."),
 				cni: z
-					.enum(["flannel", "none"])
+					.enum(["flannel", "calico", "none"])
 					.default("flannel")
 					.describe(
-						"Network plugin. With none you bring your own: nodes are not ready, and the cluster waits, until you have installed it.",
+						"Network plugin. calico needs a release that holds it. With none you bring your own: nodes are not ready, and the cluster waits, until you have installed it.",
 					),
 			})
 			.prefault({})

@@ -6,6 +6,8 @@ const bundle = z.strictObject({
 	name: z.string().min(1),
 	version: z.string().min(1),
 	tag: z.string().min(1).optional(),
+	/** What it holds of that which not every release holds (calico). */
+	extras: z.array(z.string().min(1)).optional(),
 });
 
 const json = <T extends z.ZodType>(schema: T) =>

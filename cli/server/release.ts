@@ -9,7 +9,14 @@ import { GroundplaneError } from "../../protocol/errors.ts";
 const releaseSchema = z.object({
 	version: z.string(),
 	/** Bundles for hosts, newest first where there are several versions. */
-	bundles: z.array(z.object({ name: z.string(), version: z.string(), tag: z.string().optional() })),
+	bundles: z.array(
+		z.object({
+			name: z.string(),
+			version: z.string(),
+			tag: z.string().optional(),
+			extras: z.array(z.string()).optional(),
+		}),
+	),
 	/** Archives to import where there is no registry. */
 	images: z.array(z.object({ reference: z.string(), path: z.string(), sha256: z.string().regex(/^[0-9a-f]{64}$/) })),
 	/** The core's chart and Helm itself, as paths inside the release. */

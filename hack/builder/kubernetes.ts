@@ -5,6 +5,7 @@ import { type BundleFile, createBundle, releaseKey } from "./bundle.ts";
 import { cached, filesUnder, hashTree } from "./cache.ts";
 import { goProgram, moduleVersion } from "./go.ts";
 import { fullReference, type Image, imageArchive } from "./images.ts";
+import { type Import, imports } from "./imports.ts";
 import { needPackages } from "./packages.ts";
 import {
 	cniPrograms,
@@ -28,14 +29,27 @@ import { part, run } from "./run.ts";
 const ROOT = join(import.meta.dirname, "../..");
 const PACK = join(ROOT, "roles/kubernetes");
 
+export interface KubernetesBundle {
+	readonly directory: string;
+	/** What it holds of that which not every release holds. */
+	readonly extras: readonly string[];
+}
+
 /**
  * The Kubernetes release bundle of one minor: a directory with `bundles/kubernetes/VERSION/manifest.jws` and
  * `blobs/sha256/HEX` (programs as `HEX.zst` too). It holds everything that a host needs to become a node without any registry.
  */
-export async function kubernetesBundle(minor: Minor): Promise<string> {
+export async function kubernetesBundle(minor: Minor): Promise<KubernetesBundle> {
 	const binaries = await binaryFiles(minor);
 	await checkImageList(minor, binaries);
-	const files = [...binaries, ...(await imageFiles(minor)), ...(await packFiles())];
+	const imported = await imports();
+	const extras = imported.map(({ name }) => name);
+	const files = [
+		...binaries,
+		...(await imageFiles(minor)),
+		...(await packFiles()),
+		...imported.flatMap((one) => one.files),
+	];
 	const key = await releaseKey();
 	const containerd = containerdPrograms[0];
 	const components = {
@@ -47,12 +61,13 @@ export async function kubernetesBundle(minor: Minor): Promise<string> {
 		"metrics-server": metricsServerVersion,
 		"local-path-provisioner": localPathVersion,
 		"node-exporter": nodeExporterVersion,
+		...Object.fromEntries(imported.map(({ name, version }: Import) => [name, version])),
 		runc: await moduleVersion(runcProgram),
 		...(containerd && { containerd: await moduleVersion(containerd) }),
 	};
 	const name = `bundle-kubernetes-${minor.kubernetes.split(".").slice(0, 2).join(".")}`;
 	const inputs = [files, await hashTree(PACK), components, key.publicJwk, "programs packed too"];
-	return cached(name, inputs, (directory) =>
+	const directory = await cached(name, inputs, (directory) =>
 		part(`bundle kubernetes ${minor.kubernetes}`, async () => {
 			await createBundle(
 				directory,
@@ -61,6 +76,7 @@ export async function kubernetesBundle(minor: Minor): Promise<string> {
 			);
 		}),
 	);
+	return { directory, extras };
 }
 
 async function binaryFiles(minor: Minor): Promise<BundleFile[]> {

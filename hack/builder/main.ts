@@ -42,7 +42,7 @@ program
 	.action(async (versions: string[]) => {
 		for (const minor of minors)
 			if (versions.length === 0 || versions.includes(minor.kubernetes))
-				process.stdout.write(`${await kubernetesBundle(minor)}\n`);
+				process.stdout.write(`${(await kubernetesBundle(minor)).directory}\n`);
 	});
 
 program

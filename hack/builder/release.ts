@@ -25,6 +25,8 @@ interface Bundle {
 	readonly version: string;
 	/** Of the image that carries it. */
 	readonly tag: string;
+	/** What it holds of that which not every release holds: calico. */
+	readonly extras: readonly string[];
 }
 
 const bundleImage = ({ name, tag }: Pick<Bundle, "name" | "tag">) => `groundplane/bundle-${name}:${tag}`;
@@ -100,7 +102,7 @@ const parts: Readonly<Record<string, (version: string, newest: boolean) => Promi
 		const bundles: Bundle[] = [];
 		const archives: { reference: string; archive: string }[] = [];
 		for (const minor of wanted) {
-			const directory = await kubernetesBundle(minor);
+			const { directory, extras } = await kubernetesBundle(minor);
 			for (const path of await filesUnder(directory)) files[relative(directory, path)] = path;
 			// What changes has another name: nodes keep an image that they have under a tag, and hold a volume of it open.
 			const manifest = await hashFile(join(directory, "bundles/kubernetes", minor.kubernetes, "manifest.jws"));
@@ -113,7 +115,7 @@ const parts: Readonly<Record<string, (version: string, newest: boolean) => Promi
 				compressed: true,
 			};
 			archives.push({ reference, archive: await imageArchive(image) });
-			bundles.push({ name: "kubernetes", version: minor.kubernetes, tag });
+			bundles.push({ name: "kubernetes", version: minor.kubernetes, tag, extras });
 		}
 		return { files, bundles, images: archives };
 	},

@@ -12,7 +12,7 @@ export interface Member {
 
 /** Why a cluster can't be made as it is written; the reason is the one of its condition. */
 export interface Problem {
-	readonly reason: "HostNotFound" | "HostTaken" | "HostNotReady" | "NotEnoughHosts";
+	readonly reason: "HostNotFound" | "HostTaken" | "HostNotReady" | "NotEnoughHosts" | "NotInRelease";
 	readonly host?: string;
 	readonly message: string;
 }

@@ -138,12 +138,14 @@ class ClusterReconciler {
 		const { informers, config, now } = this.#deps;
 		const isPreflight = needsPreflight({ cluster });
 		const relevant = relevantTo(informers, cluster);
+		const releases = config.bundles.filter(({ name }) => name === "kubernetes");
 		const base: Observed = {
 			cluster,
 			// The informer's copy leaves disks out.
 			hosts: isPreflight ? await this.#whole(relevant.hosts, signal) : relevant.hosts,
 			others: relevant.others,
-			versions: config.bundles.filter((bundle) => bundle.name === "kubernetes").map((bundle) => bundle.version),
+			versions: releases.map(({ version }) => version),
+			extras: new Map(releases.map(({ version, extras = [] }) => [version, extras])),
 			joinSecret: secret !== undefined,
 			now: now(),
 		};

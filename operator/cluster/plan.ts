@@ -4,6 +4,7 @@ import type { NewCondition } from "../kube/conditions.ts";
 import { planAdoption } from "./adoption.ts";
 import { assign, clusterOf, type Problem } from "./assign.ts";
 import { planDeletion } from "./deletion.ts";
+import { lacking } from "./extras.ts";
 import { isInitialized, mayJoin, planJoining } from "./joining.ts";
 import { planLeaving } from "./leaving.ts";
 import { type Known, knownOf, leavesFirst } from "./members.ts";
@@ -20,7 +21,7 @@ export function plan(observed: Observed): Plan {
 	if (cluster.spec.adopt) return planAdoption(observed);
 	if (cluster.metadata.deletionTimestamp !== undefined) return planDeletion(observed);
 	const assigned = assign(cluster, hosts, observed.others);
-	const found = assigned.problems;
+	const found = [...assigned.problems, ...missingParts(observed)];
 	const isStarted = hosts.some((host) => clusterOf(host) === cluster.metadata.name);
 	const refusal = isStarted ? undefined : refuse(observed, found);
 	if (refusal !== undefined) return refusal;
@@ -98,6 +99,13 @@ function refuse({ cluster, versions }: Observed, problems: readonly Problem[]): 
 		requeueAfter: WAITING_MS,
 	};
 }
+
+/** What the cluster asks for, and the release of the version that it has (or is to have) does not hold. */
+const missingParts = ({ cluster, extras }: Observed): Problem[] =>
+	lacking(cluster, extras, cluster.status?.version ?? cluster.spec.version).map((message) => ({
+		reason: "NotInRelease",
+		message,
+	}));
 
 /** Labels and taints of pools, and failure domains; and nodes that were to leave, or that a person took back, take pods again. */
 function nodeActions({ cluster }: Observed, begun: readonly Known[], roll: Roll): Action[] {

@@ -1,5 +1,6 @@
 import { type Cluster, clusterSpec } from "../../crds/cluster.ts";
 import type { Host } from "../../crds/host.ts";
+import type { Extras } from "./extras.ts";
 import { roleOf } from "./members.ts";
 import { plan } from "./plan.ts";
 import { type Action, BUSY_MS, type NodeState, type Observed, type Plan } from "./state.ts";
@@ -23,6 +24,7 @@ export class Site {
 	/** Nodes whose pods a budget holds for ever. */
 	readonly held = new Set<string>();
 	versions = ["v1.35.4", "v1.36.3"];
+	extras: Extras;
 	removedApis: string[] = [];
 	joinSecret = false;
 	token = false;
@@ -56,6 +58,7 @@ export class Site {
 			hosts: this.hosts,
 			others: [],
 			versions: this.versions,
+			...(this.extras && { extras: this.extras }),
 			joinSecret: this.joinSecret,
 			now: this.now,
 		};

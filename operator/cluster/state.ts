@@ -1,6 +1,7 @@
 import type { Cluster, ClusterStatus } from "../../crds/cluster.ts";
 import type { Host, HostRole } from "../../crds/host.ts";
 import type { NewCondition } from "../kube/conditions.ts";
+import type { Extras } from "./extras.ts";
 
 /** What the controller saw: custom resources from the caches, the cluster itself through the tunnel. */
 export interface Observed {
@@ -9,6 +10,8 @@ export interface Observed {
 	readonly others: readonly Cluster[];
 	/** Kubernetes versions that the region offers. */
 	readonly versions: readonly string[];
+	/** What each of them holds of that which not every release holds. */
+	readonly extras?: Extras;
 	/** Whether the Secret with the join token and the certificate key exists. */
 	readonly joinSecret: boolean;
 	/** The cluster's own API server; absent while it can't be reached, with the cause in `unreachable`. */

@@ -1,6 +1,7 @@
 import { type Cluster, RETRY } from "../../crds/cluster.ts";
 import { compareVersions } from "../../protocol/versions.ts";
 import { drainAction, drainMessage } from "./drain.ts";
+import { lacking } from "./extras.ts";
 import { isConnected, isUpToDate, type Known, reportOf } from "./members.ts";
 import { preflight } from "./preflight.ts";
 import type { Action, Observed, Progress, UpgradeStatus } from "./state.ts";
@@ -293,8 +294,9 @@ export const needsPreflight = ({ cluster }: Pick<Observed, "cluster">): boolean 
 	!isUnderWay(cluster.status.upgrade, cluster.spec.version);
 
 /** What speaks against a version that has not begun to be rolled out. */
-const findings = ({ cluster, versions, workload }: Observed, known: readonly Known[]): string[] =>
-	preflight(
+const findings = ({ cluster, versions, extras, workload }: Observed, known: readonly Known[]): string[] => [
+	...lacking(cluster, extras, cluster.spec.version),
+	...preflight(
 		cluster,
 		{ target: cluster.spec.version, versions, removedApis: workload?.preflight?.removedApis ?? [] },
 		known.map(({ member, host, asked, node, healthy }) => ({
@@ -303,7 +305,8 @@ const findings = ({ cluster, versions, workload }: Observed, known: readonly Kno
 			healthy,
 			filesystems: host.status?.facts?.filesystems ?? [],
 		})),
-	);
+	),
+];
 
 /** A stop holds until another version is wanted, or a person says to try again. */
 function isStopped({ metadata, spec }: Cluster, stopped: NonNullable<UpgradeStatus["stopped"]>): boolean {

@@ -145,6 +145,27 @@ describe("role pack kubernetes", () => {
 		expect(theirs).toContain("cni/bridge");
 	});
 
+	it("applies Calico as it was imported, with its images on every host, and says so where the release has none", () => {
+		const listed = ["cni", "node", "kube-controllers"].map((name) => ({
+			path: `imports/calico/${name}.tar`,
+			kind: "image" as const,
+			reference: `registry.example/calico/${name}:v1`,
+		}));
+		const bundle = packManifest([...manifest.files, ...listed]);
+		const upstream = "kind: DaemonSet # {{as it is}}";
+		const withCalico = new Map([...files, ["pack/imports/calico.yaml", upstream]]);
+		const steps = (mode: "init" | "join-worker") =>
+			render(bundle, withCalico, { ...parameters, mode, cni: "calico" }, facts).steps;
+		expect(want(steps("init"), "calico").content).toBe(upstream);
+		expect(want(steps("init"), "calico-endpoint").content).toContain("169.254.99.1");
+		expect(step(steps("join-worker"), "calico")).toBeUndefined();
+		for (const mode of ["init", "join-worker"] as const)
+			expect(steps(mode).filter(({ name }) => name.startsWith("calico-image/"))).toHaveLength(3);
+		expect(steps("init").map(({ name }) => name)).not.toContain("flannel");
+		expect(() => rendered({ cni: "calico" })).toThrow(/imports\/calico.yaml is missing/);
+		expect(() => render(bundle, withCalico, { ...parameters }, facts)).not.toThrow();
+	});
+
 	const allAddons: KubernetesRoleInput["addons"] = {
 		metricsServer: true,
 		localPathStorage: { enabled: true },

@@ -1,3 +1,4 @@
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { parseAllDocuments } from "yaml";
@@ -5,6 +6,7 @@ import { render, type Step } from "../../agent/engine/pack.ts";
 import { type Exec, execute } from "../../agent/primitives/exec.ts";
 import { primitives } from "../../agent/primitives/index.ts";
 import type { StepContext } from "../../agent/primitives/primitive.ts";
+import { referencesIn } from "../../hack/builder/imports.ts";
 import { tool } from "../../hack/builder/tools.ts";
 import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
 import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
@@ -48,6 +50,26 @@ it("every add-on's objects are accepted, and leave nothing when it is switched o
 	expect(await labels()).toEqual(new Set());
 });
 
+/** Calico's manifest is upstream's and is in no repository of ours: this runs where somebody has brought it. */
+const calicoManifest = process.env.GROUNDPLANE_CALICO_MANIFEST;
+it.runIf(calicoManifest)("Calico's own objects are accepted, as hosts apply them", async () => {
+	const content = await readFile(calicoManifest ?? "", "utf8");
+	const pack = new Map([...packFiles, ["pack/imports/calico.yaml", content]]);
+	const calico = steps({}, "calico", pack).filter(({ name }) => name.startsWith("calico"));
+	expect(calico.map(({ name }) => name)).toEqual(["calico-endpoint", "calico"]);
+	for (const step of calico) {
+		await primitive(step).apply(step.want, context(), { last: undefined, now: step.digest });
+		expect(await primitive(step).observe(step.want, context(), { last: step.digest, now: step.digest })).toEqual({
+			ok: true,
+		});
+	}
+	expect(referencesIn(content).map((reference) => reference.replace(/:.*/, ""))).toEqual([
+		"quay.io/calico/cni",
+		"quay.io/calico/kube-controllers",
+		"quay.io/calico/node",
+	]);
+});
+
 /** Does what a first control plane would do of add-ons. */
 async function apply(wanted: Addons): Promise<void> {
 	for (const step of steps(wanted))
@@ -78,7 +100,11 @@ const context = () => ({ exec, signal: AbortSignal.timeout(60_000) }) as unknown
 const programs = ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "kubelet", "kubeadm", "kubectl", "etcdctl"];
 const images = ["metrics-server", "local-path-helper", "local-path-provisioner", "node-exporter"];
 
-function steps(wanted: Addons): readonly Step[] {
+function steps(
+	wanted: Addons,
+	cni: KubernetesRoleInput["cni"] = "none",
+	pack: typeof packFiles = packFiles,
+): readonly Step[] {
 	const manifest = packManifest([
 		...programs.map((name) => ({ path: `bin/${name}`, kind: "binary" as const })),
 		...images.map((name) => ({ path: `images/${name}.tar`, kind: "image" as const, reference: `example/${name}:v1` })),
@@ -88,8 +114,8 @@ function steps(wanted: Addons): readonly Step[] {
 		mode: "init",
 		kubernetesVersion: "v1.36.3",
 		nodeName: "host-1",
-		cni: "none",
+		cni,
 		addons: wanted,
 	};
-	return render(manifest, packFiles, { ...parameters }, packFacts).steps;
+	return render(manifest, pack, { ...parameters }, packFacts).steps;
 }

@@ -72,6 +72,8 @@ export async function startApiServer({ crds = true }: { crds?: boolean } = {}): 
 		`--secure-port=${port}`,
 		`--token-auth-file=${tokens}`,
 		"--authorization-mode=RBAC",
+		// As kubeadm has it: network plugins are privileged.
+		"--allow-privileged=true",
 		"--service-cluster-ip-range=10.0.0.0/24",
 		"--service-account-issuer=https://kubernetes.default.svc",
 		`--service-account-key-file=${serviceAccountKey}`,
