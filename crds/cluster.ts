@@ -179,6 +179,33 @@ export const clusterSpec = z
 					.describe(
 						"node-exporter: numbers about every host, at port 9100 of its address in the cluster, for whoever reaches that.",
 					),
+				prometheus: z
+					.object({
+						enabled: z.boolean().default(false).describe("Whether it is there."),
+						retention: z
+							.string()
+							.regex(/^[1-9][0-9]{0,3}[hdwy]$/)
+							.default("15d")
+							.describe("How long numbers are kept, such as 36h, 15d, 8w or 1y. What does not fit goes before."),
+						storage: z
+							.string()
+							.regex(/^[1-9][0-9]{0,3}Gi$/)
+							.default("8Gi")
+							.describe(
+								"What it may take on disk. Not to be changed while the add-on is on: a volume of the hosts' own disks can't be.",
+							),
+					})
+					.prefault({})
+					.meta(
+						cel({
+							rule: "!(self.enabled && oldSelf.enabled) || self.storage == oldSelf.storage",
+							message:
+								"the storage of Prometheus can't be changed while it is on: switch it off, delete the claim kube-system/prometheus and its numbers, and switch it on with the other size",
+						}),
+					)
+					.describe(
+						"Prometheus: numbers of API servers, kubelets, containers, node-exporter, and pods and services that ask for it by annotation, at the Service prometheus in kube-system, port 9090. On a volume of localPathStorage where that is on; else the numbers go with the pod.",
+					),
 			})
 			.prefault({})
 			.describe(

@@ -6,7 +6,7 @@ const bundle = z.strictObject({
 	name: z.string().min(1),
 	version: z.string().min(1),
 	tag: z.string().min(1).optional(),
-	/** What it holds of that which not every release holds (calico). */
+	/** What it holds of that which not every release holds (prometheus, calico). */
 	extras: z.array(z.string().min(1)).optional(),
 });
 

@@ -111,6 +111,24 @@ export const kubernetesRoleParameters = z.object({
 				.object({ enabled: z.boolean().default(false), defaultClass: z.boolean().default(true) })
 				.default({ enabled: false, defaultClass: true }),
 			nodeExporter: z.boolean().default(false),
+			prometheus: z
+				.object({
+					enabled: z.boolean().default(false),
+					retention: z
+						.string()
+						.regex(/^\d+[hdwy]$/)
+						.default("15d"),
+					storage: z
+						.string()
+						.regex(/^\d+Gi$/)
+						.default("8Gi"),
+					dataSize: z
+						.string()
+						.regex(/^\d+MB$/)
+						.default("6553MB")
+						.describe("What Prometheus keeps of that on disk, in its own units; the rest is for what it works on."),
+				})
+				.default({ enabled: false, retention: "15d", storage: "8Gi", dataSize: "6553MB" }),
 		})
 		// Written out: the host reads this from a JSON Schema, which does not fill a default in.
 		.default({
@@ -119,6 +137,7 @@ export const kubernetesRoleParameters = z.object({
 			metricsServer: false,
 			localPathStorage: { enabled: false, defaultClass: true },
 			nodeExporter: false,
+			prometheus: { enabled: false, retention: "15d", storage: "8Gi", dataSize: "6553MB" },
 		}),
 });
 export type KubernetesRoleInput = z.input<typeof kubernetesRoleParameters>;

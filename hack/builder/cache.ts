@@ -28,8 +28,8 @@ export async function cached(
 	inputs: readonly unknown[],
 	build: (directory: string) => Promise<void>,
 ): Promise<string> {
-	const parent = join(cacheDirectory(), "build", name);
-	const result = join(parent, digestOf(inputs).slice(0, 32));
+	const result = resultPath(name, inputs);
+	const parent = dirname(result);
 	if (await touch(result)) return result;
 	return locked(name, async () => {
 		if (await touch(result)) return result;
@@ -47,6 +47,12 @@ export async function cached(
 		return result;
 	});
 }
+
+/** Whether that result is there already. */
+export const isCached = (name: string, inputs: readonly unknown[]): Promise<boolean> => touch(resultPath(name, inputs));
+
+const resultPath = (name: string, inputs: readonly unknown[]): string =>
+	join(cacheDirectory(), "build", name, digestOf(inputs).slice(0, 32));
 
 /** The digest that names a result: of the JSON of its inputs. */
 export function digestOf(inputs: readonly unknown[]): string {

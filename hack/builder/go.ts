@@ -3,7 +3,7 @@ import { readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { GroundplaneError } from "../../protocol/errors.ts";
-import { cached, hashTree, locked } from "./cache.ts";
+import { cached, hashTree, isCached, locked } from "./cache.ts";
 import { download, online, type Upstream } from "./download.ts";
 import { type Needed, needPackages } from "./packages.ts";
 import { part, run, say } from "./run.ts";
@@ -39,9 +39,8 @@ const MODULES = join(import.meta.dirname, "go");
  */
 export async function goProgram(program: GoProgram): Promise<string> {
 	const folder = join(MODULES, program.module);
-	const name = program.name ?? basename(program.package);
-	const inputs = [await hashTree(folder), program.package, buildArguments(program), program.cgo ?? false, process.arch];
-	const result = await cached(`go-${program.module}-${name}`, inputs, async (directory) => {
+	const name = nameOf(program);
+	const result = await cached(...(await resultOf(program)), async (directory) => {
 		const target = join(directory, name);
 		if (program.upstream && (await online())) {
 			const upstream = program.upstream;
@@ -52,6 +51,20 @@ export async function goProgram(program: GoProgram): Promise<string> {
 		await locked("go", () => part(`build ${name} (${program.module})`, () => build(program, folder, target)));
 	});
 	return join(result, name);
+}
+
+/** Whether a program can be had without compiling it: it was built before, or is published where the internet can be reached. */
+export async function isAtHand(program: GoProgram): Promise<boolean> {
+	return (await isCached(...(await resultOf(program)))) || (program.upstream !== undefined && (await online()));
+}
+
+const nameOf = (program: GoProgram) => program.name ?? basename(program.package);
+
+/** Name and inputs of what the cache has of a program. */
+async function resultOf(program: GoProgram): Promise<[string, unknown[]]> {
+	const sources = await hashTree(join(MODULES, program.module));
+	const inputs = [sources, program.package, buildArguments(program), program.cgo ?? false, process.arch];
+	return [`go-${program.module}-${nameOf(program)}`, inputs];
 }
 
 async function build(program: GoProgram, folder: string, target: string): Promise<void> {

@@ -3,7 +3,7 @@ import { basename, join, relative } from "node:path";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { type BundleFile, createBundle, releaseKey } from "./bundle.ts";
 import { cached, filesUnder, hashTree } from "./cache.ts";
-import { goProgram, moduleVersion } from "./go.ts";
+import { goProgram, isAtHand, moduleVersion } from "./go.ts";
 import { fullReference, type Image, imageArchive } from "./images.ts";
 import { type Import, imports } from "./imports.ts";
 import { needPackages } from "./packages.ts";
@@ -22,9 +22,11 @@ import {
 	metricsServerVersion,
 	nodeExporterProgram,
 	nodeExporterVersion,
+	prometheusProgram,
+	prometheusVersion,
 	runcProgram,
 } from "./programs.ts";
-import { part, run } from "./run.ts";
+import { part, run, say } from "./run.ts";
 
 const ROOT = join(import.meta.dirname, "../..");
 const PACK = join(ROOT, "roles/kubernetes");
@@ -38,15 +40,19 @@ export interface KubernetesBundle {
 /**
  * The Kubernetes release bundle of one minor: a directory with `bundles/kubernetes/VERSION/manifest.jws` and
  * `blobs/sha256/HEX` (programs as `HEX.zst` too). It holds everything that a host needs to become a node without any registry.
+ *
+ * With `quick`, Prometheus is left out where it would have to be compiled, which takes minutes.
  */
-export async function kubernetesBundle(minor: Minor): Promise<KubernetesBundle> {
+export async function kubernetesBundle(minor: Minor, quick = false): Promise<KubernetesBundle> {
 	const binaries = await binaryFiles(minor);
 	await checkImageList(minor, binaries);
+	const hasPrometheus = !quick || (await isAtHand(prometheusProgram));
+	if (!hasPrometheus) say("left out: the add-on Prometheus, which has to be compiled: hack/build makes it");
 	const imported = await imports();
-	const extras = imported.map(({ name }) => name);
+	const extras = [...(hasPrometheus ? ["prometheus"] : []), ...imported.map(({ name }) => name)];
 	const files = [
 		...binaries,
-		...(await imageFiles(minor)),
+		...(await imageFiles(minor, hasPrometheus)),
 		...(await packFiles()),
 		...imported.flatMap((one) => one.files),
 	];
@@ -61,6 +67,7 @@ export async function kubernetesBundle(minor: Minor): Promise<KubernetesBundle> 
 		"metrics-server": metricsServerVersion,
 		"local-path-provisioner": localPathVersion,
 		"node-exporter": nodeExporterVersion,
+		...(hasPrometheus && { prometheus: prometheusVersion }),
 		...Object.fromEntries(imported.map(({ name, version }: Import) => [name, version])),
 		runc: await moduleVersion(runcProgram),
 		...(containerd && { containerd: await moduleVersion(containerd) }),
@@ -100,7 +107,7 @@ const binary = (folder: string, source: string): BundleFile => ({
 	source,
 });
 
-async function imageFiles(minor: Minor): Promise<BundleFile[]> {
+async function imageFiles(minor: Minor, hasPrometheus: boolean): Promise<BundleFile[]> {
 	const networkTools: Image = { folder: "network-tools", reference: "groundplane/network-tools:latest" };
 	const components = ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] as const;
 	const registry = "registry.k8s.io";
@@ -157,6 +164,12 @@ async function imageFiles(minor: Minor): Promise<BundleFile[]> {
 		},
 		await localPathHelper(),
 	);
+	if (hasPrometheus)
+		images.push({
+			folder: "cluster-prometheus",
+			reference: `quay.io/prometheus/prometheus:${prometheusVersion}`,
+			files: { prometheus: await goProgram(prometheusProgram) },
+		});
 	const files: BundleFile[] = [];
 	for (const image of images) {
 		const name = basename(image.reference).replace(/:.*$/, "");

@@ -15,6 +15,8 @@ import {
 	minors,
 	nodeExporterProgram,
 	nodeExporterVersion,
+	prometheusProgram,
+	prometheusVersion,
 	runcProgram,
 	toolPrograms,
 } from "./programs.ts";
@@ -52,4 +54,11 @@ test("the table of minors says what the modules pin", async () => {
 	expect(await moduleVersion(localPathProgram)).toBe(localPathVersion);
 	expect(await moduleVersion(metricsServerProgram)).toBe(metricsServerVersion);
 	expect(await moduleVersion(nodeExporterProgram)).toBe(nodeExporterVersion);
+});
+
+test("the module of Prometheus is of the version that is downloaded: v0.313.5 is v3.13.5", async () => {
+	const [, major, minor, patch] = /^v0\.(\d)(\d\d)\.(\d+)$/.exec(await moduleVersion(prometheusProgram)) ?? [];
+	expect(`v${major}.${Number(minor)}.${patch}`).toBe(prometheusVersion);
+	for (const text of [prometheusProgram.upstream?.url, prometheusProgram.upstream?.member])
+		for (const [found] of text?.matchAll(/\d+\.\d+\.\d+/g) ?? []) expect(`v${found}`).toBe(prometheusVersion);
 });

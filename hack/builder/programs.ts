@@ -163,6 +163,25 @@ export const nodeExporterProgram: GoProgram = {
 	),
 };
 
+/**
+ * Finds its targets by Kubernetes, files or HTTP alone: the SDKs of public clouds stay out, which halves build and image.
+ * What is built here has no web pages (npm's part of its build is not in the module); what upstream publishes has them.
+ */
+export const prometheusVersion = "v3.13.5";
+export const prometheusProgram: GoProgram = {
+	module: "prometheus",
+	package: "github.com/prometheus/prometheus/cmd/prometheus",
+	tags: ["remove_all_sd", "enable_kubernetes_sd"],
+	set: { "github.com/prometheus/common/version.Version": prometheusVersion.slice(1) },
+	upstream: onGitHub(
+		"prometheus/prometheus",
+		prometheusVersion,
+		"prometheus-3.13.5.linux-ARCH.tar.gz",
+		"sha256sums.txt",
+		"prometheus-3.13.5.linux-ARCH/prometheus",
+	),
+};
+
 const newest = minors[0];
 
 /** Programs that tests and the launchers in hack/ run on this machine. */

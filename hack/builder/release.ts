@@ -25,7 +25,7 @@ interface Bundle {
 	readonly version: string;
 	/** Of the image that carries it. */
 	readonly tag: string;
-	/** What it holds of that which not every release holds: calico. */
+	/** What it holds of that which not every release holds: prometheus, calico. */
 	readonly extras: readonly string[];
 }
 
@@ -102,7 +102,7 @@ const parts: Readonly<Record<string, (version: string, newest: boolean) => Promi
 		const bundles: Bundle[] = [];
 		const archives: { reference: string; archive: string }[] = [];
 		for (const minor of wanted) {
-			const { directory, extras } = await kubernetesBundle(minor);
+			const { directory, extras } = await kubernetesBundle(minor, newest);
 			for (const path of await filesUnder(directory)) files[relative(directory, path)] = path;
 			// What changes has another name: nodes keep an image that they have under a tag, and hold a volume of it open.
 			const manifest = await hashFile(join(directory, "bundles/kubernetes", minor.kubernetes, "manifest.jws"));

@@ -1,4 +1,5 @@
 import type { Cluster } from "../../crds/cluster.ts";
+import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
 
 /** What a release holds of that which not every release holds, by its version; undefined where nobody knows. */
 export type Extras = ReadonlyMap<string, readonly string[]> | undefined;
@@ -12,5 +13,26 @@ export function lacking({ spec }: Pick<Cluster, "spec">, extras: Extras, version
 		found.push(
 			`The release of Kubernetes ${version} here does not hold Calico, which has to be imported when it is built: ask your provider for it (docs/development.md, "Imports"), or delete this cluster, of which nothing is made yet, and take network.cni flannel, or none and install Calico yourself.`,
 		);
+	if (spec.addons.prometheus.enabled && !held.includes("prometheus"))
+		found.push(
+			`The release of Kubernetes ${version} here does not hold Prometheus: ask your provider for one that does (a whole hack/build makes it), or leave addons.prometheus off.`,
+		);
 	return found;
 }
+
+/** The add-ons that hosts are asked for: those of the cluster that the release holds. */
+export function addonsFor(
+	{ spec }: Pick<Cluster, "spec">,
+	extras: Extras,
+	version: string,
+): KubernetesRoleInput["addons"] {
+	const { prometheus, ...others } = spec.addons;
+	const isHeld = extras?.get(version)?.includes("prometheus") ?? true;
+	return {
+		...others,
+		prometheus: { ...prometheus, enabled: prometheus.enabled && isHeld, dataSize: dataSize(prometheus.storage) },
+	};
+}
+
+/** Four fifths of a storage size, as Prometheus writes it (its MB are MiB): it needs the rest to write new blocks beside old ones. */
+const dataSize = (storage: string): string => `${Math.floor(Number.parseInt(storage, 10) * 1024 * 0.8)}MB`;

@@ -3,6 +3,7 @@ import type { Cluster } from "../../crds/cluster.ts";
 import type { HostRole } from "../../crds/host.ts";
 import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
 import { KUBERNETES_ROLE, type Member } from "./assign.ts";
+import { addonsFor } from "./extras.ts";
 import type { Leaving } from "./leaving.ts";
 import {
 	isApplied,
@@ -183,7 +184,7 @@ function roleFor(
 		labels: { ...pool?.labels },
 		taints: pool?.taints ?? [],
 		controlPlaneSchedulable: cluster.spec.controlPlaneSchedulable,
-		addons: cluster.spec.addons,
+		addons: addonsFor(cluster, context.observed.extras, version),
 		...(cluster.spec.endpoint === undefined ? {} : { endpoint: cluster.spec.endpoint }),
 		...(typeof current?.nodeAddress === "string" ? { nodeAddress: current.nodeAddress } : {}),
 		...(typeof published === "string" ? { publishCertificates: published } : {}),

@@ -17,7 +17,7 @@ const manifest = packManifest([
 		kind: "image",
 		reference: "registry.k8s.io/ms/metrics-server:v0.9.0",
 	} as const,
-	...["local-path-helper", "local-path-provisioner", "node-exporter"].map((name) => ({
+	...["local-path-helper", "local-path-provisioner", "node-exporter", "prometheus"].map((name) => ({
 		path: `images/${name}.tar`,
 		kind: "image" as const,
 		reference: `registry.example/${name}:v1`,
@@ -170,11 +170,13 @@ describe("role pack kubernetes", () => {
 		metricsServer: true,
 		localPathStorage: { enabled: true },
 		nodeExporter: true,
+		prometheus: { enabled: true },
 	};
 	const addonSteps = {
 		"metrics-server": ["image/metrics-server"],
 		"local-path-storage": ["image/local-path-helper", "image/local-path-provisioner"],
 		"node-exporter": ["image/node-exporter"],
+		prometheus: ["image/prometheus"],
 	};
 	const workloadOf = (objects: { kind: string }[]) =>
 		objects.find(({ kind }) => ["Deployment", "DaemonSet"].includes(kind)) as unknown as {
@@ -218,13 +220,17 @@ describe("role pack kubernetes", () => {
 		const kinds = argument(on, "apiservices").split(",");
 		for (const name of Object.keys(addonSteps))
 			for (const { kind, metadata } of documents(on, name)) {
+				if (kind === "PersistentVolumeClaim") {
+					expect(metadata.labels).not.toHaveProperty("groundplane.io/addon");
+					continue;
+				}
 				expect(metadata.labels).toMatchObject({ "groundplane.io/addon": name });
 				expect(kinds).toContain(kind === "StorageClass" ? "storageclasses" : `${kind.toLowerCase()}s`);
 			}
 		expect(kinds).not.toContain("persistentvolumeclaims");
 		expect(kinds).not.toContain("namespaces");
 		expect(argument(on, "--selector")).toBe(
-			"--selector=groundplane.io/addon,groundplane.io/addon notin (none,metrics-server,local-path-storage,node-exporter)",
+			"--selector=groundplane.io/addon,groundplane.io/addon notin (none,metrics-server,local-path-storage,node-exporter,prometheus)",
 		);
 		expect(argument(rendered({ addons: { nodeExporter: true } }).steps, "--selector")).toBe(
 			"--selector=groundplane.io/addon,groundplane.io/addon notin (none,node-exporter)",
@@ -244,6 +250,37 @@ describe("role pack kubernetes", () => {
 		const name = "directory/var/lib/local-path-provisioner";
 		expect(want(rendered({ addons: allAddons }).steps, name)).toMatchObject({ purge: false });
 		expect(step(rendered().steps, name)).toBeUndefined();
+	});
+
+	it("keeps what Prometheus has on a volume where hosts' disks are offered, and says where there is none", () => {
+		const objects = (localPathStorage: { enabled: boolean }) =>
+			documents(
+				rendered({ addons: { localPathStorage, prometheus: { enabled: true, storage: "20Gi" } } }).steps,
+				"prometheus",
+			);
+		const find = (all: { kind: string }[], kind: string) => all.find((one) => one.kind === kind) as never;
+		const lasting = objects({ enabled: true });
+		expect(find(lasting, "PersistentVolumeClaim")).toMatchObject({
+			spec: { storageClassName: "local-path", resources: { requests: { storage: "20Gi" } } },
+		});
+		expect(find(lasting, "Deployment")).toMatchObject({
+			spec: {
+				strategy: { type: "Recreate" },
+				template: {
+					spec: {
+						volumes: expect.arrayContaining([{ name: "data", persistentVolumeClaim: { claimName: "prometheus" } }]),
+					},
+				},
+			},
+		});
+		const passing = objects({ enabled: false });
+		expect(find(passing, "PersistentVolumeClaim")).toBeUndefined();
+		expect(find(passing, "Deployment")).toMatchObject({
+			metadata: { annotations: { "groundplane.io/storage": expect.stringMatching(/^none that lasts/) } },
+			spec: {
+				template: { spec: { volumes: expect.arrayContaining([{ name: "data", emptyDir: { sizeLimit: "20Gi" } }]) } },
+			},
+		});
 	});
 
 	it("makes local-path the default class unless the cluster has another", () => {

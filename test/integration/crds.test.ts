@@ -72,6 +72,22 @@ describe("custom resource definitions", () => {
 		);
 	});
 
+	it("keep the size of Prometheus' storage while it is on", async () => {
+		const { metadata } = await api.client.create(clusters, {
+			metadata: { name: "measured", namespace: "default" },
+			spec: { version: "v1.36.3", controlPlane: { hosts: ["host-1"] }, addons: { prometheus: { enabled: true } } },
+		} as never);
+		const to = (prometheus: object) => api.client.patch(clusters, metadata, { spec: { addons: { prometheus } } });
+		await expect(to({ storage: "9Gi" })).rejects.toThrow("can't be changed while it is on");
+		await to({ retention: "30d" });
+		await to({ enabled: false, storage: "9Gi" });
+		expect((await to({ enabled: true })).spec.addons.prometheus).toEqual({
+			enabled: true,
+			retention: "30d",
+			storage: "9Gi",
+		});
+	});
+
 	it("let a cluster's version go one minor up or down at a time", async () => {
 		const { metadata } = await api.client.create(clusters, {
 			metadata: { name: "rolling", namespace: "default" },

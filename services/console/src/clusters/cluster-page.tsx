@@ -225,6 +225,7 @@ function Settings({ cluster: { spec, status }, created }: { cluster: Cluster; cr
 					addons.metricsServer && "metrics-server",
 					addons.localPathStorage.enabled && "local-path storage",
 					addons.nodeExporter && "node-exporter",
+					addons.prometheus.enabled && "Prometheus",
 				]
 					.filter(Boolean)
 					.join(", ") || "none"}
