@@ -7,6 +7,13 @@ class ByName extends BaseSequencer {
 	}
 }
 
+/** The long ones are no part of every run: each has a switch, and a lab of its own. */
+function e2eFiles() {
+	if (process.env.GROUNDPLANE_ADOPTION !== undefined) return { include: ["test/e2e/08-adoption.test.ts"] };
+	if (process.env.GROUNDPLANE_CHANGES !== undefined) return { include: ["test/e2e/09-changes.test.ts"] };
+	return { include: ["test/e2e/**/*.test.ts"], exclude: ["**/08-adoption.test.ts", "**/09-changes.test.ts"] };
+}
+
 // Three projects, fast ones first: unit (pure, seconds), integration (real local processes, no root),
 // e2e (the lab, root; one file at a time because they share one lab).
 export default defineConfig({
@@ -34,10 +41,7 @@ export default defineConfig({
 			{
 				test: {
 					name: "e2e",
-					// Not part of every run, and in a lab of its own: it takes four minutes more.
-					...(process.env.GROUNDPLANE_ADOPTION === undefined
-						? { include: ["test/e2e/**/*.test.ts"], exclude: ["**/08-adoption.test.ts"] }
-						: { include: ["test/e2e/08-adoption.test.ts"] }),
+					...e2eFiles(),
 					globalSetup: ["test/e2e/support/setup.ts"],
 					testTimeout: 600_000,
 					hookTimeout: 900_000,

@@ -1,6 +1,6 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { demo, HOSTS } from "./demo.ts";
+import { demo } from "./demo.ts";
 
 /** Runs once for all end-to-end files: a leftover of an earlier run goes first, logs stay behind, the lab goes last. */
 export default async function setup(): Promise<() => Promise<void>> {
@@ -46,7 +46,7 @@ async function collectLogs(): Promise<void> {
 			);
 		}
 	}
-	for (const host of ["mgmt", ...HOSTS]) {
+	for (const { name: host } of await demo.lab.list()) {
 		await save(`${host}.journal`, () =>
 			demo.lab.exec(host, ["journalctl", "--no-pager", "-n", "3000"], { timeoutMs: 30_000 }),
 		);
