@@ -649,6 +649,29 @@ test("what lies unread after a stall of the process is heard before silence is j
 	server.close();
 });
 
+test("the window of a bulk transfer yields while somebody works, and not otherwise", async () => {
+	let time = 0;
+	const { a, b } = connect({ now: () => time });
+	const [bulk, sink] = await pair(a, b, "bulk");
+	const [keys, terminal] = await pair(a, b, "interactive");
+	const transfer = async () => {
+		sink.resume();
+		for (let count = 0; count < 20; count++) {
+			bulk.write(bytes(64 * 1024));
+			await vi.waitFor(() => expect(bulk.writableLength).toBe(0));
+			time += 100;
+			await turn();
+		}
+	};
+	await transfer();
+	expect(sink.window).toBe(256 * 1024);
+	terminal.resume();
+	keys.write("ls");
+	await vi.waitFor(() => expect(b.stats().bytesIn.interactive).toBe(2));
+	await transfer();
+	expect(sink.window).toBe(64 * 1024);
+});
+
 test("the time that streams wait for a reader is counted", async () => {
 	let time = 0;
 	const { a, b } = connect({ limits: { initialWindow: 32 * 1024 }, now: () => time });

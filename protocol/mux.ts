@@ -10,6 +10,7 @@ import {
 	MAX_DATA_BYTES,
 	protocolError,
 } from "./frames.ts";
+import { passedOn } from "./garbage.ts";
 import { type HelloIdentity, parseHelloIdentity } from "./hello.ts";
 import { type Lane, lanes, type StreamHost, TunnelStream } from "./stream.ts";
 import { BATCH_BYTES, type Transport } from "./transport.ts";
@@ -136,8 +137,12 @@ export interface SessionStats {
 const LEAST_ROOM = 1024;
 /** A stream's turn: at most this much where others of its lane wait. */
 const QUANTA: Readonly<Record<Lane, number>> = { control: 16 * 1024, interactive: 16 * 1024, bulk: 64 * 1024 };
-/** So many pings come first, for one alone says little: the first answer of a process that has just started is late. */
-const FIRST_PINGS = 4;
+/** So many pings come first, and the quickest counts: answers of a process that has just started are late. */
+const FIRST_PINGS = 16;
+/** Somebody who works over the tunnel is expected to go on for so long. */
+const ATTENDED_MS = 5_000;
+/** Data in smaller pieces lies in memory that many share. */
+const OWN_MEMORY_BYTES = 4 * 1024;
 const MAX_SERVICE_LENGTH = 128;
 /** A lane that was passed over by this many bytes of higher lanes gets a turn. */
 const PASSED_OVER = 256 * 1024;
@@ -205,6 +210,8 @@ export class Session extends EventEmitter<SessionEvents> {
 	#bestRtt: number | undefined;
 	/** There was a stream other than those of the control lane, which an idle host has as well. */
 	#carries = false;
+	/** When data of the interactive lane came last. */
+	#attendedAt = Number.NEGATIVE_INFINITY;
 	#bytesIn: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#bytesOut: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#opened = 0;
@@ -243,7 +250,8 @@ export class Session extends EventEmitter<SessionEvents> {
 				this.#credits.set(stream.id, (this.#credits.get(stream.id) ?? 0) + amount);
 				this.#planTurn();
 			},
-			tune: (round) => this.#budget.tune(round, this.#bestRtt ?? 0),
+			tune: ({ lane }, round) =>
+				this.#budget.tune(round, { rttMs: this.#bestRtt ?? 0, yields: lane === "bulk" && this.#isAttended }),
 			reserve: (change) => this.#budget.change(change),
 			abandoned: (stream, error) => {
 				this.#sendReset(stream.id, error);
@@ -462,6 +470,8 @@ export class Session extends EventEmitter<SessionEvents> {
 			return;
 		}
 		this.#bytesIn[stream.lane] += piece.length;
+		if (stream.lane === "interactive") this.#attendedAt = this.#heardAt;
+		if (piece.length >= OWN_MEMORY_BYTES) passedOn(piece.length);
 		if (!stream.receive(piece, cost)) throw protocolError(`data beyond credit or end on stream ${id}`);
 	}
 
@@ -505,7 +515,8 @@ export class Session extends EventEmitter<SessionEvents> {
 					const sample = this.#now() - this.#pingSentAt;
 					this.#rtt = this.#rtt === undefined ? sample : this.#rtt + (sample - this.#rtt) / 4;
 					const best = this.#bestRtt ?? sample;
-					this.#bestRtt = sample < best ? sample : best + (sample - best) / 16;
+					const isQuickest = sample < best || this.#pingNumber <= FIRST_PINGS;
+					this.#bestRtt = isQuickest ? Math.min(best, sample) : best + (sample - best) / 16;
 					this.#pingSentAt = undefined;
 					for (const { resolve } of this.#pings.splice(0)) resolve(sample);
 					this.#measureLine();
@@ -684,6 +695,11 @@ export class Session extends EventEmitter<SessionEvents> {
 		stream.silenced = true;
 		this.#forget(stream);
 		stream.destroy(error);
+	}
+
+	/** Somebody waits for answers: what stands in queues before them is to be short. */
+	get #isAttended(): boolean {
+		return this.#heardAt - this.#attendedAt < ATTENDED_MS;
 	}
 
 	// Sending

@@ -7,8 +7,10 @@ import type { Round } from "./window.ts";
 export const lanes = ["control", "interactive", "bulk"] as const;
 export type Lane = (typeof lanes)[number];
 
-/** Credit goes back in pieces of about this much, and this part of a window: each is a TLS record and a system call at both ends, but what is held back stands still. */
-const CREDIT_STEP = 128 * 1024;
+/**
+ * Credit goes back in pieces of this part of a window: each is a TLS record and a system call at both ends. What is held back stands still until
+ * more comes, over a long line for a whole round trip: with halves a window did the work of one half.
+ */
 const CREDIT_PART = 1 / 4;
 
 /** What a stream asks of its session. */
@@ -18,7 +20,7 @@ export interface StreamHost {
 	/** Gives the peer more credit, at the session's next turn. */
 	giveCredit(stream: TunnelStream, amount: number): void;
 	/** What the stream's window should be after this round. */
-	tune(round: Round): Pick<Round, "window" | "bestRate">;
+	tune(stream: TunnelStream, round: Round): Pick<Round, "window" | "bestRate">;
 	/** The peer may make the stream keep more or less than before. */
 	reserve(change: number): void;
 	/** The stream ended at this end before both directions were finished: the peer is to know. */
@@ -186,8 +188,7 @@ export class TunnelStream extends Duplex {
 	#giveBack(): void {
 		if (this.silenced || this.#endReceived) return;
 		const consumed = this.#consumed;
-		const step = Math.min(this.window / 2, Math.max(CREDIT_STEP, this.window * CREDIT_PART));
-		if (consumed + this.window - this.#given < step) return;
+		if (consumed + this.window - this.#given < this.window * CREDIT_PART) return;
 		this.#measure(consumed);
 		const due = consumed + this.window - this.#given;
 		if (due > 0) {
@@ -210,7 +211,7 @@ export class TunnelStream extends Duplex {
 		if (bytes < this.window) return;
 		const now = this.#host.now();
 		const round = { window: this.window, bytes, elapsedMs: now - this.#roundAt, bestRate: this.#bestRate };
-		({ window: this.window, bestRate: this.#bestRate } = this.#host.tune(round));
+		({ window: this.window, bestRate: this.#bestRate } = this.#host.tune(this, round));
 		this.#roundFrom = consumed;
 		this.#roundAt = now;
 	}

@@ -12,11 +12,15 @@ const limits: WindowLimits = {
 };
 
 /** A stream over a line: how its window comes out after some rounds. */
-function settle({ rate, rttMs }: { rate: number; rttMs: number }, budget = new WindowBudget(limits)): number {
-	let state = { window: budget.open(), bestRate: 0 };
+function settle(
+	{ rate, rttMs, yields = false }: { rate: number; rttMs: number; yields?: boolean },
+	budget = new WindowBudget(limits),
+	window = budget.open(),
+): number {
+	let state = { window, bestRate: 0 };
 	for (let round = 0; round < 20; round++) {
 		const { window } = state;
-		const next = budget.tune({ ...state, bytes: window, elapsedMs: Math.max(rttMs, window / rate) }, rttMs);
+		const next = budget.tune({ ...state, bytes: window, elapsedMs: Math.max(rttMs, window / rate) }, { rttMs, yields });
 		budget.change(next.window - window);
 		state = next;
 	}
@@ -34,11 +38,25 @@ test.each([
 	expect(settle(line)).toBe(window);
 });
 
+test.each([
+	["half a millisecond of a local line", 4096, { rate: 800_000, rttMs: 0.06 }, 400_000],
+	["two round trips of what it gets through", 4096, { rate: 12_500, rttMs: 20 }, 500_000],
+	[
+		"but a quarter of what it began with, should the line be slower than it seems",
+		256,
+		{ rate: 10, rttMs: 20 },
+		65_536,
+	],
+	["more when that makes it faster", 256, { rate: 12_500, rttMs: 20 }, 512 * KB],
+])("a window that yields holds %s", (_name, window, line, expected) => {
+	expect(settle({ ...line, yields: true }, new WindowBudget(limits), window * KB) * KB).toBe(expected);
+});
+
 test("what may be kept is never more than the budget, whatever streams come and go", () => {
 	const act = fc.oneof(
 		fc.constant({ kind: "open" as const }),
 		fc.record({ kind: fc.constant("close" as const), which: fc.nat() }),
-		fc.record({ kind: fc.constant("round" as const), which: fc.nat(), ms: fc.nat(100) }),
+		fc.record({ kind: fc.constant("round" as const), which: fc.nat(), ms: fc.nat(500), yields: fc.boolean() }),
 	);
 	fc.assert(
 		fc.property(fc.array(act, { maxLength: 400 }), fc.constantFrom(64, 300, 5_000), (acts, budgetKb) => {
@@ -54,7 +72,10 @@ test("what may be kept is never more than the budget, whatever streams come and 
 				if (act.kind === "round") {
 					const index = act.which % streams.length;
 					const stream = streams[index] as { window: number; bestRate: number };
-					const next = budget.tune({ ...stream, bytes: stream.window, elapsedMs: act.ms }, 50);
+					const next = budget.tune(
+						{ ...stream, bytes: stream.window, elapsedMs: act.ms },
+						{ rttMs: 50, yields: act.yields },
+					);
 					budget.change(next.window - stream.window);
 					streams[index] = next;
 				}
@@ -71,6 +92,9 @@ test("a large window makes way when the budget gets short", () => {
 	const grown = settle({ rate: 125_000, rttMs: 100 }, budget);
 	expect(grown).toBe(4096);
 	for (let count = 0; count < 8; count++) budget.open();
-	const after = budget.tune({ window: grown * KB, bytes: grown * KB, elapsedMs: 100, bestRate: 1 }, 100);
+	const after = budget.tune(
+		{ window: grown * KB, bytes: grown * KB, elapsedMs: 100, bestRate: 1 },
+		{ rttMs: 100, yields: false },
+	);
 	expect(after.window).toBe(2048 * KB);
 });

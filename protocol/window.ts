@@ -23,7 +23,9 @@ export interface Round {
 }
 
 /** A window that takes longer than this to be used up, and than four round trips, is not what limits. */
-const QUICK_MS = 1;
+const QUICK_MS = 0.5;
+/** A window that yields keeps this part of the initial one, should round trips have become longer than the best of late. */
+const LEAST_PART = 1 / 4;
 /** An enlarged window is worth it when it makes the stream this much faster. */
 const GAIN = 1.2;
 /** This part of the budget stays free for streams to come. */
@@ -73,9 +75,14 @@ export class WindowBudget {
 	/**
 	 * The window of a stream after a round. It doubles as long as that makes the stream faster, so it comes to hold about two
 	 * bandwidth-delay products, and not more: what a line can't take would only stand in a queue before what is urgent. Over a short
-	 * line that is the kernels' buffers, where a window that takes longer than a millisecond makes everybody wait that long. It is halved when the budget runs out.
+	 * line that is the kernels' buffers, where all that a window holds makes everybody wait. It is halved when the budget runs out.
+	 *
+	 * One that `yields` to others holds two round trips of what it gets through, and no more: the line stays busy, and the queue short.
 	 */
-	tune({ window, bytes, elapsedMs, bestRate }: Round, rttMs: number): Pick<Round, "window" | "bestRate"> {
+	tune(
+		{ window, bytes, elapsedMs, bestRate }: Round,
+		{ rttMs, yields }: { rttMs: number; yields: boolean },
+	): Pick<Round, "window" | "bestRate"> {
 		const { initialWindow, minWindow, maxWindow, budget } = this.#limits;
 		const spare = this.room - budget * KEPT_FREE;
 		if (this.room < 0) return { window: Math.max(minWindow, Math.floor(window / 2)), bestRate };
@@ -83,7 +90,11 @@ export class WindowBudget {
 			return { window: Math.max(initialWindow, Math.floor(window / 2)), bestRate: 0 };
 		}
 		const rate = bytes / Math.max(elapsedMs, 0.001);
-		if (elapsedMs > Math.max(QUICK_MS, 4 * rttMs) || rate < GAIN * bestRate) return { window, bestRate };
+		if (elapsedMs > Math.max(QUICK_MS, 4 * rttMs)) {
+			const enough = Math.max(initialWindow * LEAST_PART, Math.ceil(rate * Math.max(QUICK_MS, 2 * rttMs)));
+			return yields && enough < window ? { window: enough, bestRate: rate } : { window, bestRate };
+		}
+		if (rate < GAIN * bestRate) return { window, bestRate };
 		const larger = Math.min(maxWindow, 2 * window, window + Math.max(0, Math.floor(spare)));
 		return larger > window ? { window: larger, bestRate: rate } : { window, bestRate };
 	}
