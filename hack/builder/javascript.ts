@@ -158,13 +158,12 @@ export async function executable(
 }
 
 /**
- * It is a guest on the host and mostly idle: a small heap, and no memory for compilers that would pay off under load (the work
- * of a download is done in OpenSSL and zstd). Without them there is no WebAssembly either, which `fetch` would need.
+ * It is a guest on the host and mostly idle: a small heap. V8's compilers stay: without them what goes through the tunnel costs 1.7 times
+ * the CPU, a keystroke takes three times as long, and 4 MB are saved.
  */
 const agentOptions = [
 	"--max-semi-space-size=1",
 	"--max-old-space-size=128",
-	"--jitless",
 	"--optimize-for-size",
 	"--v8-pool-size=1",
 ];
