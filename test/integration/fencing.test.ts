@@ -72,7 +72,8 @@ async function makeHost(name: string): Promise<void> {
 		bootId: "1",
 	};
 	const connection = { state: "Connected", gateway: "tunnel-0", since: "2026-01-01T00:00:00Z" };
-	await api.client.apply(hosts, { metadata, status: { facts, connection } } as never, {
+	const desiredState = { generation: 1, acknowledgedGeneration: 1, reportedGeneration: 1 };
+	await api.client.apply(hosts, { metadata, status: { facts, connection, desiredState } } as never, {
 		manager: "groundplane-hosts",
 		subresource: "status",
 	});
