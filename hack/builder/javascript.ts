@@ -161,12 +161,7 @@ export async function executable(
  * It is a guest on the host and mostly idle: a small heap. V8's compilers stay: without them what goes through the tunnel costs 1.7 times
  * the CPU, a keystroke takes three times as long, and 4 MB are saved.
  */
-const agentOptions = [
-	"--max-semi-space-size=1",
-	"--max-old-space-size=128",
-	"--optimize-for-size",
-	"--v8-pool-size=1",
-];
+const agentOptions = ["--max-semi-space-size=1", "--max-old-space-size=128", "--optimize-for-size", "--v8-pool-size=1"];
 
 /**
  * The agent's Debian package, from its executable and the files in agent/package, and beside it the signed manifest by which
