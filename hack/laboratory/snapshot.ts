@@ -1,3 +1,4 @@
+import { setTimeout as delay } from "node:timers/promises";
 import type { RunOptions } from "../lib/exec.ts";
 
 /** What makes a host's state: each part maps a name to what is the case. */
@@ -41,6 +42,7 @@ type Run = (argv: readonly string[], options?: Pick<RunOptions, "input">) => Pro
 export async function snapshotOf(run: Run, exclude: readonly string[]): Promise<Snapshot> {
 	const pruned = [...VOLATILE, ...exclude].flatMap((path) => ["-path", path, "-o"]).slice(0, -1);
 	const find = ["find", ...ROOTS, "-xdev", "(", ...pruned, ")", "-prune", "-o"];
+	await addressesSettled(run);
 	// By itself, or it would see the commands below.
 	const processes = lines(await run(["ps", "-e", "-o", "comm="])).filter((name) => name !== "ps");
 	const [listed, hashed, enabled, active, mounted, links, routes, rules, ruleset, settings] = await Promise.all([
@@ -92,6 +94,14 @@ export async function snapshotOf(run: Run, exclude: readonly string[]): Promise<
 		settings: record(lines(settings).map((line) => line.split(" = ") as [string, string])),
 		processes: counted(processes),
 	};
+}
+
+/** A host that has just booted makes sure for a second or two that nobody has its IPv6 addresses (RFC 4862 §5.4); routes to them come then. */
+async function addressesSettled(run: Run): Promise<void> {
+	for (let look = 0; look < 40; look++) {
+		if ((await run(["ip", "-6", "-oneline", "address", "show", "tentative"])).trim() === "") return;
+		await delay(250);
+	}
 }
 
 interface Link {
