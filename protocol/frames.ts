@@ -33,8 +33,11 @@ export const MAX_CONTROL_BYTES = 16 * 1024;
  */
 export const MIN_DATA_COST = 256;
 
-/** Less of a DATA frame that is not whole yet is not passed on: it would make a reader that is stuck keep many small buffers. */
-const MIN_PIECE_BYTES = 4 * 1024;
+/**
+ * Shorter DATA frames lie in memory that many share. Less of one that is not whole yet is not passed on: it would make a reader that is stuck keep
+ * many small buffers.
+ */
+export const MIN_PIECE_BYTES = 4 * 1024;
 
 /** Builds header and payload as one buffer; meant for the small frames. */
 export function encodeFrame(type: FrameType, stream: number, payload?: Uint8Array | string): Buffer {

@@ -8,6 +8,7 @@ import {
 	FrameType,
 	HEADER_BYTES,
 	MAX_DATA_BYTES,
+	MIN_PIECE_BYTES,
 	protocolError,
 } from "./frames.ts";
 import { passedOn } from "./garbage.ts";
@@ -141,8 +142,6 @@ const QUANTA: Readonly<Record<Lane, number>> = { control: 16 * 1024, interactive
 const FIRST_PINGS = 16;
 /** Somebody who works over the tunnel is expected to go on for so long. */
 const ATTENDED_MS = 5_000;
-/** Data in smaller pieces lies in memory that many share. */
-const OWN_MEMORY_BYTES = 4 * 1024;
 const MAX_SERVICE_LENGTH = 128;
 /** A lane that was passed over by this many bytes of higher lanes gets a turn. */
 const PASSED_OVER = 256 * 1024;
@@ -471,7 +470,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		}
 		this.#bytesIn[stream.lane] += piece.length;
 		if (stream.lane === "interactive") this.#attendedAt = this.#heardAt;
-		if (piece.length >= OWN_MEMORY_BYTES) passedOn(piece.length);
+		if (piece.length >= MIN_PIECE_BYTES) passedOn(piece.length);
 		if (!stream.receive(piece, cost)) throw protocolError(`data beyond credit or end on stream ${id}`);
 	}
 
