@@ -2,12 +2,14 @@ import { isDeepStrictEqual } from "node:util";
 import type { Cluster } from "../../crds/cluster.ts";
 import type { HostRole } from "../../crds/host.ts";
 import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
-import { KUBERNETES_ROLE, type Member } from "./assign.ts";
+import { compareVersions } from "../../protocol/versions.ts";
+import { clusterOf, KUBERNETES_ROLE, type Member } from "./assign.ts";
 import { addonsFor } from "./extras.ts";
 import type { Leaving } from "./leaving.ts";
 import {
 	isApplied,
 	isConnected,
+	isControlPlaneByMode,
 	isControlPlaneUp,
 	isUpToDate,
 	type Known,
@@ -50,7 +52,7 @@ export function planJoining(
 	const first = firstOf(cluster, known);
 	const initialized = isInitialized(cluster, known);
 	const controlPlanes = known.filter(({ member }) => member.role === "control-plane");
-	const version = joinVersion(cluster, controlPlanes, initialized);
+	const version = joinVersion(observed, controlPlanes, initialized);
 
 	const begin = new Set(known.filter(({ begun }) => begun).map(({ member }) => member.host));
 	// One that began to make the cluster and is no longer named goes first, or there would be two.
@@ -68,7 +70,11 @@ export function planJoining(
 		}
 		// Workers wait for the control plane to be made, so that their load balancer knows all of it; not for its nodes to
 		// be ready, which takes a pod network that workers bring up just as well.
-		const isMade = next === undefined && joined.every(({ host }) => isControlPlaneUp(host));
+		// Nor does a kubelet join that would be newer than one of its API servers.
+		const isMade =
+			next === undefined &&
+			joined.every(({ host }) => isControlPlaneUp(host)) &&
+			leavingVersions(observed, known).every((one) => compareVersions(version, one) <= 0);
 		if (isMade) for (const { member } of known) begin.add(member.host);
 	}
 
@@ -107,17 +113,35 @@ export function planJoining(
 const isNew = ({ node, host }: Known): boolean => node === undefined || outputsOf(host)?.nodeName === undefined;
 
 /** Whether members can join: not in the middle of a change of version, which goes on first. */
-export const mayJoin = (cluster: Cluster, known: readonly Known[]): boolean =>
-	joinVersion(cluster, known, isInitialized(cluster, known)) !== undefined;
+export const mayJoin = (observed: Observed, known: readonly Known[]): boolean =>
+	joinVersion(observed, known, isInitialized(observed.cluster, known)) !== undefined;
 
-/** Version that a new member takes: the one of the control planes. While they differ, nobody joins. */
-function joinVersion(cluster: Cluster, known: readonly Known[], initialized: boolean): string | undefined {
+/**
+ * Version that a new member takes: the one of the control planes. While they differ, nobody joins. Where none of them stays,
+ * it is the newest that those have which leave: kubeadm joins no cluster that is newer than itself.
+ */
+function joinVersion(observed: Observed, known: readonly Known[], initialized: boolean): string | undefined {
+	const { cluster } = observed;
 	if (!initialized) return cluster.spec.version;
 	const controlPlanes = known.filter(({ member }) => member.role === "control-plane");
 	const versions = new Set(controlPlanes.filter(({ begun }) => begun).map(({ asked }) => asked));
-	if (versions.size === 0) return cluster.status?.version ?? cluster.spec.version;
+	if (versions.size === 0) {
+		return leavingVersions(observed, known).at(-1) ?? cluster.status?.version ?? cluster.spec.version;
+	}
 	return versions.size === 1 ? [...versions][0] : undefined;
 }
+
+/** Versions of control planes that leave and still serve, oldest first. */
+const leavingVersions = ({ cluster, hosts }: Observed, known: readonly Known[]): readonly string[] =>
+	hosts
+		.filter((host) => clusterOf(host) === cluster.metadata.name && isControlPlaneByMode(host))
+		.filter(
+			({ metadata }) => !known.some(({ member }) => member.host === metadata.name && member.role === "control-plane"),
+		)
+		.map(roleOf)
+		.filter((role) => role !== undefined && role.parameters.prepare !== true)
+		.map((role) => role?.version ?? "")
+		.toSorted(compareVersions);
 
 /**
  * The control plane that publishes the certificates again: they last two hours, so a late joiner finds none. `undefined` while

@@ -33,19 +33,26 @@ export interface LeavingMember {
 	readonly isWaiting?: true;
 }
 
+interface Circumstances {
+	/** Nobody may begin to leave now, since another host is taken out for something else. */
+	readonly isHeld: boolean;
+	/** There is a cluster already that could lose something. */
+	readonly initialized: boolean;
+	/** Members that leave their former place in the cluster before they take the one that they are named for. */
+	readonly turning: readonly Member[];
+}
+
 /**
  * Hosts that carry this cluster's role and are no longer named: drained, then their role is taken away, then the Node. Who
  * takes their place joins first. Workers go within the budget; control planes one at a time, and only while etcd keeps its
  * majority without them.
  *
- * `isHeld`: nobody may begin to leave now, since another host is taken out for something else. `initialized`: there is a cluster
- * already that could lose something.
  */
 export function planLeaving(
 	observed: Observed,
 	known: readonly Known[],
 	wanted: readonly Member[],
-	{ isHeld, initialized }: { readonly isHeld: boolean; readonly initialized: boolean },
+	{ isHeld, initialized, turning }: Circumstances,
 ): Leaving {
 	const { cluster, workload, now } = observed;
 	const names = new Set(wanted.map((member) => member.host));
@@ -62,8 +69,13 @@ export function planLeaving(
 		({ host, node, applied }) =>
 			!applied && node === undefined && isConnected(host) && reportOf(host)?.phase !== "Failed",
 	);
+	// A control plane is worth waiting for while it is still a worker that leaves: that one waits for nobody in turn.
+	const turned = turning.filter(({ role }) => role === "control-plane");
+	const comers = [...newcomers.map(({ member }) => member), ...turned];
 	const waitsFor = (host: Host) =>
-		newcomers.find(({ member }) => (member.role === "control-plane") === isControlPlane(host));
+		turned.some((member) => member.host === host.metadata.name)
+			? undefined
+			: comers.find(({ role }) => (role === "control-plane") === isControlPlane(host));
 	let room = cluster.spec.upgradePolicy.maxUnavailableWorkers;
 	let mayLeaveEtcd = !hosts.some((host) => isControlPlane(host) && clusterOf(host) === undefined);
 	const leaving = hosts.map((host): LeavingMember => {
@@ -88,7 +100,7 @@ export function planLeaving(
 			return say("Not connected: another control plane takes it out of etcd.");
 		}
 		const newcomer = waitsFor(host);
-		if (newcomer !== undefined) return { ...say(`Waits until ${newcomer.member.host} has joined.`), isWaiting: true };
+		if (newcomer !== undefined) return { ...say(`Waits until ${newcomer.host} has joined.`), isWaiting: true };
 		if (isHeld && node?.drainStarted === undefined) return say("Waits until the host that is under way is done.");
 		if (role === "control-plane") {
 			const why = mayLeaveEtcd

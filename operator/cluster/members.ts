@@ -89,9 +89,12 @@ export function goneFor(host: Host, now: number): number {
 
 const CONTROL_PLANE_MODES: readonly unknown[] = ["init", "join-control-plane", "adopt-control-plane"];
 
+/** Whether a host was made, or is asked, to be a control plane, whatever it is named for now. */
+export const isControlPlaneByMode = (host: Host): boolean => CONTROL_PLANE_MODES.includes(modeOf(host));
+
 export const roleKind = (host: Host, cluster: Cluster): MemberStatus["role"] =>
 	cluster.status?.members?.find((member) => member.host === host.metadata.name)?.role ??
-	(CONTROL_PLANE_MODES.includes(modeOf(host)) ? "control-plane" : "worker");
+	(isControlPlaneByMode(host) ? "control-plane" : "worker");
 
 /** Whether a host still has something of the cluster: its role is wanted, or not yet undone. */
 export function belongs(host: Host, cluster: Cluster): boolean {
@@ -112,7 +115,7 @@ export function leavesFirst({ cluster, hosts, workload }: Observed, { host: name
 	if (host === undefined) return false;
 	const owner = clusterOf(host);
 	if (owner !== undefined)
-		return owner === cluster.metadata.name && CONTROL_PLANE_MODES.includes(modeOf(host)) !== (role === "control-plane");
+		return owner === cluster.metadata.name && isControlPlaneByMode(host) !== (role === "control-plane");
 	return belongs(host, cluster) || workload?.nodes.some((node) => node.name === name) === true;
 }
 

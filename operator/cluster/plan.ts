@@ -36,13 +36,15 @@ export function plan(observed: Observed): Plan {
 
 	// Only one thing is taken out of a cluster at a time: a host that changes its version, or one that comes or goes.
 	const initialized = isInitialized(cluster, known);
-	const settled = planLeaving(observed, known, members, { isHeld: false, initialized });
+	const settled = planLeaving(observed, known, members, { isHeld: false, initialized, turning });
 	const isScaling =
 		settled.leaving.some(({ isWaiting }) => isWaiting !== true) ||
-		known.some(({ begun, applied }) => (begun ? !applied : mayJoin(cluster, known)));
+		// Its role is gone, its Node not yet: it is between its two places.
+		turning.some((member) => !settled.leaving.some(({ host }) => host === member.host)) ||
+		known.some(({ begun, applied }) => (begun ? !applied : mayJoin(observed, known)));
 	const roll = initialized ? planRoll(observed, begun, isScaling) : NO_ROLL;
 	const leaving =
-		roll.inFlight.size === 0 ? settled : planLeaving(observed, known, members, { isHeld: true, initialized });
+		roll.inFlight.size === 0 ? settled : planLeaving(observed, known, members, { isHeld: true, initialized, turning });
 	const joining = planJoining(observed, known, leaving, roll);
 	const leaves = (host: string | undefined) => leaving.leaving.some((one) => one.host === host);
 	// That it is still being cleaned is no problem of a host that leaves.

@@ -19,7 +19,7 @@ export class Site {
 	nodes = new Map<string, NodeState & { pods: number }>();
 	/** Members of etcd. */
 	readonly etcd = new Set<string>();
-	/** `host@version` that can't be done. */
+	/** `host@version` that can't be made; a host that runs it already goes on. */
 	readonly broken = new Set<string>();
 	/** Nodes whose pods a budget holds for ever. */
 	readonly held = new Set<string>();
@@ -261,7 +261,7 @@ export class Site {
 			each.status.roles = [{ name: "kubernetes", version: wanted.version, phase: "Applied" }];
 			return;
 		}
-		if (this.broken.has(`${name}@${wanted.version}`)) {
+		if (now.phase !== "Applied" && this.broken.has(`${name}@${wanted.version}`)) {
 			const failed = { phase: "Failed" as const, step: "node", reason: "StepFailed", message: "it does not come up." };
 			each.status.roles = [{ ...now, ...failed }];
 			return;

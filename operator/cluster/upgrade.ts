@@ -66,6 +66,10 @@ export function planRoll(observed: Observed, known: readonly Known[], busy: bool
 	for (const entry of active) {
 		const one = byHost.get(entry.host);
 		if (one === undefined) continue;
+		if (isTurnLost(known, one, entry)) {
+			entries.delete(entry.host);
+			continue;
+		}
 		const next = advance(observed, one, entry, stopped !== undefined && entry.to === entry.from);
 		entries.set(entry.host, next.entry);
 		actions.push(...next.actions);
@@ -101,7 +105,10 @@ export function planRoll(observed: Observed, known: readonly Known[], busy: bool
 				...(inFlight.size === 0 && queue.length === 0 ? { finished: iso(now) } : {}),
 				...(stopped === undefined ? {} : { stopped }),
 			}
-		: before;
+		: // Whoever had a turn has left its place: it has none when it comes back to another.
+			before?.finished === undefined && before !== undefined
+			? { ...before, hosts: [] }
+			: before;
 	const left = queue.filter(({ member }) => !inFlight.has(member.host));
 	return {
 		actions,
@@ -128,9 +135,26 @@ const idle = (before: UpgradeStatus | undefined, now: number): Roll => {
 	const status =
 		before === undefined || before.finished !== undefined
 			? before
-			: { from: before.from, to: before.to, since: before.since, hosts: before.hosts, finished: iso(now) };
+			: {
+					from: before.from,
+					to: before.to,
+					since: before.since,
+					// One that left the cluster in the middle of its turn has none when it comes back.
+					hosts: before.hosts.filter(({ finished }) => finished !== undefined),
+					finished: iso(now),
+				};
 	return { actions: [], versions: new Map(), inFlight: new Set(), status, progress: undefined, verdict: undefined };
 };
+
+/**
+ * Whether a control plane that is still being drained gives its turn back, and its node into use: another one fell ill meanwhile,
+ * and an etcd that lost one member can't spare another. Waiting with the turn in hand would keep the sick one from being exchanged.
+ */
+const isTurnLost = (known: readonly Known[], { member, asked }: Known, { applied, to }: Entry): boolean =>
+	member.role === "control-plane" &&
+	applied === undefined &&
+	asked !== to &&
+	known.some((other) => other.member.role === "control-plane" && other.member.host !== member.host && !other.healthy);
 
 /** One look at a host whose turn it is. */
 function advance(
