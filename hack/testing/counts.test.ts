@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { countsOf, summaryLine } from "./counts.ts";
+import { countsOf, failuresOf, summaryLine } from "./counts.ts";
 
 describe("the closing line of a test run", () => {
 	it.each([
@@ -24,5 +24,37 @@ describe("the closing line of a test run", () => {
 
 	it.each([undefined, "", "{", "{}"])("a run that reports nothing has failed (%j)", (report) => {
 		expect(summaryLine(countsOf(report))).toBe("0 passed, 1 failed");
+	});
+});
+
+describe("what failed, told again at the end", () => {
+	const test = (fullName: string, status: string, failureMessages: string[] = []) => ({
+		fullName,
+		status,
+		failureMessages,
+	});
+	it.each([
+		[
+			"a test",
+			[
+				{
+					name: "/p/a.test.ts",
+					assertionResults: [test("ok", "passed"), test("adds", "failed", ["1\n is not 2\n    at x"])],
+				},
+			],
+			["a.test.ts > adds: 1 is not 2"],
+		],
+		[
+			"a file that can't be loaded",
+			[{ name: "/p/b.test.ts", message: "no such module", assertionResults: [] }],
+			["b.test.ts: no such module"],
+		],
+		["nothing", [{ name: "/p/a.test.ts", message: "", assertionResults: [test("ok", "passed")] }], []],
+	])("%s", (_name, testResults, lines) => {
+		expect(failuresOf(JSON.stringify({ testResults }), "/p")).toEqual(lines);
+	});
+
+	it("says so when the report is missing", () => {
+		expect(failuresOf(undefined, "/p")).toEqual(["there is no report that could be read"]);
 	});
 });

@@ -1,3 +1,6 @@
+import { relative } from "node:path";
+import { stripVTControlCharacters } from "node:util";
+
 /** How many tests passed, failed and were skipped. */
 export interface Counts {
 	readonly passed: number;
@@ -29,3 +32,39 @@ export function countsOf(report: string | undefined): Counts {
 		return broken;
 	}
 }
+
+interface FileResult {
+	readonly name: string;
+	readonly message?: string;
+	readonly assertionResults: readonly {
+		readonly fullName: string;
+		readonly status: string;
+		readonly failureMessages?: readonly string[];
+	}[];
+}
+
+/**
+ * Which tests of Vitest's JSON report failed, each a line with its file and why: at the end of a run that is thousands of lines
+ * long, or of which only the end was kept, they are what a reader looks for.
+ */
+export function failuresOf(report: string | undefined, root: string): string[] {
+	let files: readonly FileResult[];
+	try {
+		files = JSON.parse(report ?? "").testResults ?? [];
+	} catch {
+		return ["there is no report that could be read"];
+	}
+	return files.flatMap(({ name, message, assertionResults }) => {
+		const file = relative(root, name);
+		const failed = assertionResults.filter(({ status }) => status === "failed");
+		// A file that could not be loaded, or whose preparations failed, has a message of its own.
+		if (failed.length === 0) return message ? [`${file}: ${beginning(message)}`] : [];
+		return failed.map(
+			({ fullName, failureMessages = [] }) => `${file} > ${fullName}: ${beginning(failureMessages.join(" "))}`,
+		);
+	});
+}
+
+/** Terminal colours are left out, and where in the code it was. */
+const beginning = (text: string): string =>
+	(stripVTControlCharacters(text).split(/\n\s+at /)[0] ?? "").replaceAll(/\s+/g, " ").trim().slice(0, 600);

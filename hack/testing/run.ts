@@ -2,7 +2,7 @@ import { spawn } from "node:child_process";
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { needPackages } from "../builder/packages.ts";
-import { add, type Counts, countsOf, summaryLine } from "./counts.ts";
+import { add, type Counts, countsOf, failuresOf, summaryLine } from "./counts.ts";
 
 /**
  * Runs the test suites in order, fast ones first, and ends with the line `N passed, N failed[, N skipped]`.
@@ -30,6 +30,7 @@ async function main(): Promise<number> {
 	const wanted = asked.length > 0 ? suites.filter((suite) => asked.includes(suite)) : suites;
 	await mkdir(results, { recursive: true });
 
+	const failures: string[] = [];
 	let total: Counts = { passed: 0, failed: 0, skipped: 0 };
 	for (const suite of wanted) {
 		if (suite === "e2e" && process.getuid?.() !== 0) {
@@ -41,36 +42,42 @@ async function main(): Promise<number> {
 		}
 		const started = Date.now();
 		console.log(`\n== ${suite}`);
-		const counts = suite === "check" ? await check() : await vitest(suite);
+		const counts = suite === "check" ? await check(failures) : await vitest(suite, failures);
 		console.log(`== ${suite}: ${summaryLine(counts)} in ${Math.round((Date.now() - started) / 1000)} s`);
 		total = add(total, counts);
 		// A later suite costs minutes and would only say the same again.
 		if (counts.failed > 0 && suite !== "e2e")
 			console.log(`== ${suite} failed; going on, so that everything is seen at once`);
 	}
+	if (failures.length > 0) console.log(`\nWhat failed:\n${failures.map((each) => `  ${each}`).join("\n")}`);
 	console.log(`\n${summaryLine(total)}`);
 	return total.failed === 0 && total.passed > 0 ? 0 : 1;
 }
 
-async function check(): Promise<Counts> {
+/** `failures` takes what failed, for the end of the run. */
+async function check(failures: string[]): Promise<Counts> {
 	const scripts = ["check:types", "check:lint", "check:arrows", "check:crds", "check:unused"];
 	let counts: Counts = { passed: 0, failed: 0, skipped: 0 };
 	for (const script of scripts) {
 		const code = await run("npm", ["run", "--silent", script]);
+		if (code !== 0) failures.push(`check > npm run ${script}`);
 		console.log(`  ${code === 0 ? "ok  " : "FAIL"} ${script}`);
 		counts = add(counts, { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1, skipped: 0 });
 	}
 	return counts;
 }
 
-async function vitest(suite: Exclude<Suite, "check">): Promise<Counts> {
+async function vitest(suite: Exclude<Suite, "check">, failures: string[]): Promise<Counts> {
 	const output = join(results, `${suite}.json`);
 	await rm(output, { force: true });
 	if (suite === "integration")
 		await needPackages("/usr/lib/postgresql", "haproxy", "promtool", "curl", "openssl", "dpkg-deb");
 	if (suite !== "unit") {
 		const code = await run(join(root, "hack", "build"), suite === "integration" ? ["tools"] : []);
-		if (code !== 0) return { passed: 0, failed: 1, skipped: 0 };
+		if (code !== 0) {
+			failures.push(`${suite} > hack/build, with exit code ${code}`);
+			return { passed: 0, failed: 1, skipped: 0 };
+		}
 	}
 	const code = await run("vitest", [
 		"run",
@@ -80,9 +87,15 @@ async function vitest(suite: Exclude<Suite, "check">): Promise<Counts> {
 		"--reporter=json",
 		`--outputFile.json=${output}`,
 	]);
-	const counts = countsOf(await readFile(output, "utf8").catch(() => undefined));
+	const report = await readFile(output, "utf8").catch(() => undefined);
+	const counts = countsOf(report);
+	if (code === 0) return counts;
+	const failed = failuresOf(report, root);
+	failures.push(
+		...(failed.length > 0 ? failed : ["the runner failed beside its tests"]).map((each) => `${suite} > ${each}`),
+	);
 	// A runner that failed beside its tests (a broken import, an unhandled rejection) is a failure too.
-	return code !== 0 && counts.failed === 0 ? add(counts, { passed: 0, failed: 1, skipped: 0 }) : counts;
+	return counts.failed === 0 ? add(counts, { passed: 0, failed: 1, skipped: 0 }) : counts;
 }
 
 function run(command: string, args: readonly string[]): Promise<number> {
