@@ -94,6 +94,13 @@ function start(bundles: BundleSource, exec: Exec, desired?: DesiredRoles): Harne
 	return harness;
 }
 const ok: Exec = async () => ({ code: 0, stdout: "", stderr: "" });
+/** A program that never ends by itself. The step is named before its program begins, so the signal may have aborted already. */
+const stuck = (signal: AbortSignal | undefined): Promise<never> =>
+	new Promise((_, reject) => {
+		const end = () => reject(signal?.reason);
+		if (signal?.aborted) end();
+		else signal?.addEventListener("abort", end);
+	});
 const reaches = (engine: Engine, phase: string | undefined) =>
 	vi.waitFor(() => expect(engine.status()[0]?.phase).toBe(phase), { timeout: 5000, interval: 5 });
 const host = (path: string) => join(root, "host", path);
@@ -207,9 +214,8 @@ describe("Engine", () => {
 	});
 
 	it("does not wait for a step of a role that was taken away", async () => {
-		const stuck: Exec = (_file, _args, { signal } = {}) =>
-			new Promise((_, reject) => signal?.addEventListener("abort", () => reject(signal.reason)));
-		const { engine } = start(bundle({ parameters, steps: steps() }, { "bin/tool": "#!" }), stuck, role());
+		const exec: Exec = (_file, _args, { signal } = {}) => stuck(signal);
+		const { engine } = start(bundle({ parameters, steps: steps() }, { "bin/tool": "#!" }), exec, role());
 		await vi.waitFor(() => expect(engine.status()[0]?.step).toBe("call"));
 		engine.setDesired(none);
 		await reaches(engine, undefined);
@@ -227,9 +233,9 @@ describe("Engine", () => {
 			manifest: (name, version, signal) => (version === "v1" ? first : second).manifest(name, version, signal),
 			prune: async (keep) => void keeps.push(keep.size),
 		};
-		let stuck = true;
+		let isStuck = true;
 		const exec: Exec = async (_file, _args, { signal } = {}) => {
-			if (stuck) await new Promise((_, reject) => signal?.addEventListener("abort", () => reject(signal.reason)));
+			if (isStuck) await stuck(signal);
 			return { code: 0, stdout: "", stderr: "" };
 		};
 		const { engine } = start(bundles, exec, role("v1"));
@@ -237,7 +243,7 @@ describe("Engine", () => {
 		engine.setDesired(role("v2"));
 		await vi.waitFor(() => expect(engine.status()[0]?.step).toBe("call"));
 		expect(["v1", "v2"].map((version) => readFileSync(host(`${version}/tool`), "utf8"))).toEqual(["one", "two"]);
-		stuck = false;
+		isStuck = false;
 		engine.setDesired(role("v3"));
 		await vi.waitFor(() => expect(engine.status()[0]).toMatchObject({ phase: "Applied", version: "v3" }));
 		expect(keeps).toEqual([4, 2]);

@@ -133,6 +133,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		session.once("goaway", onGoAway);
 		if (session.goAwayReceived) onGoAway(session.goAwayReceived);
 		signal.addEventListener("abort", onAbort, { once: true });
+		if (signal.aborted) onAbort();
 		this.#renew = () => resolve("renew");
 		void session.closed.then((error) => {
 			const problem = error ?? new GroundplaneError("TunnelClosed", "the tunnel was closed", { next: "Nothing." });

@@ -227,6 +227,7 @@ export class ForwardProxy {
 		const { gateway, routes } = this.#options;
 		const forgetting = [gateway.onArrival(arrived), routes.onPut(arrived)];
 		signal.addEventListener("abort", aborted, { once: true });
+		if (signal.aborted) aborted();
 		return {
 			promise,
 			forget: () => {
