@@ -18,6 +18,8 @@ import type { Action, MemberStatus, Observed } from "./state.ts";
 /** A host that is no longer named and has been out of reach for this long is not waited for: it cleans itself when it is back. */
 const GONE_MS = 60_000;
 
+const TAKEN_OUT = "Not connected: another control plane takes it out of etcd.";
+
 export interface Leaving {
 	readonly actions: readonly Action[];
 	readonly leaving: readonly LeavingMember[];
@@ -57,12 +59,16 @@ export function planLeaving(
 	const { cluster, workload, now } = observed;
 	const names = new Set(wanted.map((member) => member.host));
 	const isGone = (host: Host) => goneFor(host, now) >= GONE_MS;
+	const isControlPlane = (host: Host) => roleKind(host, cluster) === "control-plane";
+	// A control plane that lost its power while it was cleaned may not have left etcd yet: somebody else has to see to that.
+	const isDone = (host: Host) =>
+		isGone(host) &&
+		clusterOf(host) === undefined &&
+		(!isControlPlane(host) || !initialized || isRemovedFromEtcd(known, host.metadata.name));
 	const hosts = observed.hosts.filter(
-		(host) =>
-			!names.has(host.metadata.name) && belongs(host, cluster) && !(isGone(host) && clusterOf(host) === undefined),
+		(host) => !names.has(host.metadata.name) && belongs(host, cluster) && !isDone(host),
 	);
 	const nodeOf = (host: Host) => workload?.nodes.find(({ name }) => name === host.metadata.name);
-	const isControlPlane = (host: Host) => roleKind(host, cluster) === "control-plane";
 	const actions: Action[] = [];
 
 	const newcomers = known.filter(
@@ -82,11 +88,11 @@ export function planLeaving(
 		const name = host.metadata.name;
 		const node = nodeOf(host);
 		const role = roleKind(host, cluster);
-		const isDeadMember = role === "control-plane" && isGone(host) && clusterOf(host) !== undefined && wasJoined(host);
+		const isDeadMember = role === "control-plane" && isGone(host) && (clusterOf(host) === undefined || wasJoined(host));
 		const say = (message: string): LeavingMember => ({ host: name, role, message, isDeadMember });
 		if (clusterOf(host) === undefined) {
 			if (role === "worker") room -= 1;
-			return say(cleaningMessage(host));
+			return say(isDeadMember ? TAKEN_OUT : cleaningMessage(host));
 		}
 		const remove = (message: string) => {
 			actions.push({ type: "removeRole", host: name });
@@ -97,8 +103,11 @@ export function planLeaving(
 		if (isGone(host)) {
 			if (role === "worker") return remove("Not connected: it cleans itself when it is back.");
 			if (isRemovedFromEtcd(known, name)) return remove("Taken out of etcd; it cleans itself when it is back.");
-			return say("Not connected: another control plane takes it out of etcd.");
+			return say(TAKEN_OUT);
 		}
+		// Its role would be gone from the Host, and its member would stay in etcd.
+		if (role === "control-plane" && !isConnected(host))
+			return say(`Not connected: if it is not back ${GONE_MS / 1000} s after it went, it is taken out of etcd.`);
 		const newcomer = waitsFor(host);
 		if (newcomer !== undefined) return { ...say(`Waits until ${newcomer.host} has joined.`), isWaiting: true };
 		if (isHeld && node?.drainStarted === undefined) return say("Waits until the host that is under way is done.");

@@ -72,6 +72,29 @@ describe("control planes up and down", () => {
 		expect(site.cluster.status?.members?.map(({ host: name }) => name)).not.toContain("h3");
 	});
 
+	it.each([
+		["before it is told to go", 0],
+		["while it is drained", 2],
+		["while it is cleaned", 3],
+	])("takes one out of etcd that lost its power %s", (_moment, looks) => {
+		const site = made(["h1", "h2", "h3"])
+			.edit({ controlPlane: { hosts: ["h1", "h3"] } })
+			.run(looks);
+		if (looks === 3) {
+			// The role is gone from the Host, and the host has not begun.
+			expect(roleOf(site.host("h2"))).toBeUndefined();
+			site.etcd.add("h2");
+		}
+		site.powerOff("h2");
+		settleWell(site);
+		expect([...site.etcd].toSorted()).toEqual(["h1", "h3"]);
+		expect(site.nodes.has("h2")).toBe(false);
+		site.powerOn("h2");
+		site.run(10);
+		expect(site.host("h2").status?.roles).toEqual([]);
+		expect([...site.etcd].toSorted()).toEqual(["h1", "h3"]);
+	});
+
 	it("takes one out of etcd whose Host was deleted by force", () => {
 		const site = made(["h1", "h2", "h3"], ["h5"]);
 		site.hosts = site.hosts.filter(({ metadata }) => metadata.name !== "h2");
