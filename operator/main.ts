@@ -1,11 +1,11 @@
 import { randomBytes } from "node:crypto";
-import { createServer } from "node:http";
 import pino from "pino";
-import { collectDefaultMetrics, register } from "prom-client";
+import { collectDefaultMetrics } from "prom-client";
 import { asGroundplaneError, GroundplaneError } from "../protocol/errors.ts";
 import { createClusterController } from "./cluster/controller.ts";
 import { readConfig } from "./config.ts";
 import { type ControllerDeps, createInformers } from "./deps.ts";
+import { healthServer, unfit } from "./health.ts";
 import { createHostController } from "./host/controller.ts";
 import { KubeClient } from "./kube/client.ts";
 import { loadKubeConfig } from "./kube/config.ts";
@@ -62,8 +62,9 @@ async function main(signal: AbortSignal): Promise<void> {
 		random: Math.random,
 	};
 	const informers = Object.values(shared.informers);
-	// A standby is ready: it takes over at once. The leader is when it knows everything, and nothing of it is old.
-	const server = serveHealth(() => holding === undefined || informers.every(({ isFresh }) => isFresh));
+	collectDefaultMetrics();
+	const server = healthServer(() => unfit(holding !== undefined, Object.values(shared.informers)));
+	server.listen(config.metricsPort, config.listenAddress);
 	try {
 		await runWithLease(
 			{ client: elector, namespace: config.namespace, name: "groundplane-operator", identity: instance, log },
@@ -103,28 +104,4 @@ function permit(holding: Holding | undefined): void {
 	throw new GroundplaneError("KubernetesUnavailable", "this operator does not hold its lease any more", {
 		next: "The process ends and starts again; look at the API server's health when this happens often.",
 	});
-}
-
-/** `/healthz` (the process answers), `/readyz` and `/metrics`, plain HTTP. */
-function serveHealth(ready: () => boolean) {
-	collectDefaultMetrics();
-	const server = createServer((request, response) => {
-		const answer = (status: number, body: string, type = "text/plain") =>
-			response.writeHead(status, { "content-type": type }).end(body);
-		switch (request.url) {
-			case "/healthz":
-				return answer(200, "ok");
-			case "/readyz":
-				return ready() ? answer(200, "ok") : answer(503, "what is known of the objects is not complete, or old");
-			case "/metrics":
-				return register.metrics().then(
-					(text) => answer(200, text, register.contentType),
-					(error) => answer(500, String(error)),
-				);
-			default:
-				return answer(404, "not found");
-		}
-	});
-	server.listen(config.metricsPort, config.listenAddress);
-	return server;
 }
