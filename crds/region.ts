@@ -20,6 +20,8 @@ const volumeSize = (size: string) =>
 		)
 		.default(size);
 
+const laneRate = z.int().min(1).max(100_000).default(128);
+
 /** What a customer's region should be. */
 export const regionSpec = z
 	.object({
@@ -51,7 +53,20 @@ export const regionSpec = z
 			.default(false)
 			.describe("While true the operator changes nothing in this region, and says so in the condition Paused."),
 		tunnel: z
-			.object({ replicas: z.int().min(1).max(16).default(1).describe("Number of tunnel gateways.") })
+			.object({
+				replicas: z.int().min(1).max(16).default(1).describe("Number of tunnel gateways."),
+				hostMegabytesPerSecond: z
+					.object({
+						interactive: laneRate.describe(
+							"Of what somebody waits for: requests to a host's API server, logs, copies.",
+						),
+						bulk: laneRate.describe("Of what nobody waits for: downloads of releases, metrics."),
+					})
+					.prefault({})
+					.describe(
+						"What one host may send and receive through its tunnel, both directions together and at each gateway. Whoever wants more waits; nothing is dropped.",
+					),
+			})
 			.prefault({})
 			.describe("The gateways that hosts dial."),
 		database: z

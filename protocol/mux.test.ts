@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { type AddressInfo, createConnection, createServer, type Socket } from "node:net";
 import { duplexPair } from "node:stream";
+import { buffer } from "node:stream/consumers";
 import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
 import fc from "fast-check";
 import { afterEach, expect, test, vi } from "vitest";
@@ -81,6 +82,8 @@ function connect(
 		limits?: Partial<SessionLimits>;
 		checkHello?: () => void;
 		now?: () => number;
+		/** Of b. */
+		spend?: (lane: Lane, bytes: number) => number;
 	} = {},
 ): { a: Session; b: Session; cut: () => void } {
 	const [left, right] = wire(options.cuts);
@@ -93,6 +96,7 @@ function connect(
 		limits,
 		...clock,
 		...(options.checkHello && { checkHello: options.checkHello }),
+		...(options.spend && { spend: options.spend }),
 	});
 	sessions.push(a, b);
 	return { a, b, cut: () => left.cut() };
@@ -684,6 +688,44 @@ test("the time that streams wait for a reader is counted", async () => {
 	await vi.waitFor(() => expect(mine.writableLength).toBe(0));
 	time += 1_000;
 	expect(a.stats()).toMatchObject({ starvedStreams: 0, stalledMs: 1_000 });
+});
+
+test("a lane that is over its budget rests in both directions until it may go on, and others don't wait for it", async () => {
+	let time = 0;
+	let over = true;
+	const carried: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
+	const spend = (lane: Lane, count: number) => {
+		carried[lane] += count;
+		return lane === "bulk" && over ? 5 : 0;
+	};
+	const { a, b } = connect({ now: () => time, spend });
+	const [up, sink] = await pair(a, b, "bulk");
+	const [drain, down] = await pair(a, b, "bulk");
+	const [keys, terminal] = await pair(a, b, "interactive");
+	const received = [buffer(sink), buffer(drain)];
+	const sent = bytes(400 * 1024);
+	up.end(sent);
+	down.end(sent);
+	terminal.pipe(terminal);
+	// One window is all that comes, since no credit goes back; of what b sends it is one turn at most.
+	await vi.waitFor(() => expect(b.stats().bytesIn.bulk).toBeGreaterThan(256 * 1024 - 256));
+	const reached = { ...carried };
+	for (let count = 0; count < 5; count++) {
+		const echoed = new Promise<Buffer>((resolve) => keys.once("data", resolve));
+		keys.write("ls");
+		expect((await echoed).toString()).toBe("ls");
+		await delay(5);
+	}
+	expect(carried).toEqual({ ...reached, interactive: reached.interactive + 20 });
+	expect(a.stats().starvedStreams).toBe(1);
+	expect(b.stats().bytesOut.bulk).toBeLessThanOrEqual(128 * 1024);
+	time += 1_000;
+	expect(b.stats().restedMs).toEqual({ control: 0, interactive: 0, bulk: 1_000 });
+	over = false;
+	expect((await Promise.all(received)).map((one) => one.equals(sent))).toEqual([true, true]);
+	time += 1_000;
+	expect(b.stats().restedMs.bulk).toBe(1_000);
+	expect(carried.bulk).toBe(2 * sent.length);
 });
 
 test("no HELLO, a HELLO of another time, and one that is not liked end the session with a reason", async () => {

@@ -93,6 +93,11 @@ export interface SessionOptions {
 	/** Judges the peer's HELLO; what it throws is told to the peer by GOAWAY, and the session ends. */
 	checkHello?: (hello: Hello) => void;
 	limits?: Partial<SessionLimits>;
+	/**
+	 * Is told what a lane has carried, in either direction, and gives the milliseconds for which the lane is to rest: nothing of it is sent
+	 * then, and no credit goes back, so that whoever sends waits. Asked again, with 0 bytes, when they are over.
+	 */
+	spend?: (lane: Lane, bytes: number) => number;
 	/** Milliseconds of a clock that never goes back. */
 	now?: () => number;
 }
@@ -132,6 +137,8 @@ export interface SessionStats {
 	starvedStreams: number;
 	/** Milliseconds so far in which there was at least one of them. */
 	stalledMs: number;
+	/** Milliseconds so far for which lanes had to rest ({@link SessionOptions.spend}). */
+	restedMs: Record<Lane, number>;
 }
 
 /** Less of a batch is not worth a frame of its own. */
@@ -189,6 +196,9 @@ export class Session extends EventEmitter<SessionEvents> {
 	#starvedSince = 0;
 	#stalledMs = 0;
 	readonly #passedOver: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
+	/** Lanes that are over their budget, since when, and what looks whether they may go on. */
+	readonly #resting = new Map<Lane, { since: number; timer: NodeJS.Timeout }>();
+	readonly #restedMs: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#turnPlanned = false;
 	#inTurn = false;
 	#flushPlanned = false;
@@ -348,6 +358,7 @@ export class Session extends EventEmitter<SessionEvents> {
 			queuedBytes,
 			starvedStreams: this.#starved.size,
 			stalledMs: this.#stalledMs + (this.#starved.size > 0 ? this.#now() - this.#starvedSince : 0),
+			restedMs: this.#rested(),
 		};
 	}
 
@@ -469,6 +480,7 @@ export class Session extends EventEmitter<SessionEvents> {
 			return;
 		}
 		this.#bytesIn[stream.lane] += piece.length;
+		this.#spend(stream.lane, piece.length);
 		if (stream.lane === "interactive") this.#attendedAt = this.#heardAt;
 		if (piece.length >= MIN_PIECE_BYTES) passedOn(piece.length);
 		if (!stream.receive(piece, cost)) throw protocolError(`data beyond credit or end on stream ${id}`);
@@ -785,13 +797,14 @@ export class Session extends EventEmitter<SessionEvents> {
 		}
 		if (this.#credits.size === 0) return bytes;
 		for (const [id, amount] of this.#credits) {
+			if (this.#resting.size > 0 && this.#isResting(id)) continue;
 			const payload = Buffer.allocUnsafe(4);
 			payload.writeUInt32BE(amount, 0);
 			const frame = encodeFrame(FrameType.CREDIT, id, payload);
 			batch.push(frame);
 			bytes += frame.length;
+			this.#credits.delete(id);
 		}
-		this.#credits.clear();
 		return bytes;
 	}
 
@@ -807,7 +820,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		for (const lane of lanes) {
 			const queue = this.#lanes[lane];
 			while (queue.length > 0 && !(queue[0] as TunnelStream).sendable) (queue.shift() as TunnelStream).queued = false;
-			if (queue.length === 0) this.#passedOver[lane] = 0;
+			if (queue.length === 0 || this.#resting.has(lane)) this.#passedOver[lane] = 0;
 			else if (chosen === undefined || this.#passedOver[lane] >= PASSED_OVER) chosen = lane;
 		}
 		return chosen === undefined ? undefined : this.#lanes[chosen].shift();
@@ -822,6 +835,7 @@ export class Session extends EventEmitter<SessionEvents> {
 			batch.push(encodeHeader(FrameType.DATA, stream.id, bytes), ...parts);
 			total += HEADER_BYTES + bytes;
 			this.#bytesOut[stream.lane] += bytes;
+			this.#spend(stream.lane, bytes);
 			this.#passedOver[stream.lane] = 0;
 			for (const lane of lanes.slice(lanes.indexOf(stream.lane) + 1)) {
 				if (this.#lanes[lane].length > 0) this.#passedOver[lane] += bytes;
@@ -833,6 +847,37 @@ export class Session extends EventEmitter<SessionEvents> {
 		}
 		if (stream.sendable) this.#queue(stream);
 		return total;
+	}
+
+	// Budget
+
+	/** Counts what a lane has carried. Less than a millisecond is owed until it is one: no timer is that exact. */
+	#spend(lane: Lane, bytes: number): void {
+		const ms = this.#options.spend?.(lane, bytes) ?? 0;
+		if (ms >= 1 && !this.#resting.has(lane)) this.#rest(lane, this.#now(), ms);
+	}
+
+	#rest(lane: Lane, since: number, ms: number): void {
+		const timer = setTimeout(() => {
+			// What was on its way came meanwhile, and another tunnel of the same budget may have spent as well.
+			const more = this.#options.spend?.(lane, 0) ?? 0;
+			if (more >= 1) return this.#rest(lane, since, more);
+			this.#resting.delete(lane);
+			this.#restedMs[lane] += this.#now() - since;
+			this.#planTurn();
+		}, Math.ceil(ms));
+		this.#resting.set(lane, { since, timer });
+	}
+
+	#isResting(id: number): boolean {
+		const stream = this.#streams.get(id);
+		return stream !== undefined && this.#resting.has(stream.lane);
+	}
+
+	#rested(): Record<Lane, number> {
+		const rested = { ...this.#restedMs };
+		for (const [lane, { since }] of this.#resting) rested[lane] += this.#now() - since;
+		return rested;
 	}
 
 	// Life and death
@@ -928,6 +973,11 @@ export class Session extends EventEmitter<SessionEvents> {
 		this.#ended = true;
 		clearTimeout(this.#keepalive);
 		clearTimeout(this.#probing);
+		for (const [lane, { since, timer }] of this.#resting) {
+			clearTimeout(timer);
+			this.#restedMs[lane] += this.#now() - since;
+		}
+		this.#resting.clear();
 		const reason = error ?? tunnelClosed("the tunnel was closed", "Nothing, if this was meant.");
 		for (const pending of this.#incoming.values()) {
 			pending.gone = true;

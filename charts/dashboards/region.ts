@@ -266,6 +266,14 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
 				streams: "sum(groundplane_tunnel_starved_streams)",
 			},
 		},
+		{
+			title: "Over budget",
+			kind: "graph",
+			unit: "none",
+			description:
+				"Tunnels that rest, at any time, since their host has used up its megabytes a second (Region.spec.tunnel.hostMegabytesPerSecond), by lane.",
+			queries: { "{{lane}}": "sum by (lane) (rate(groundplane_tunnel_throttled_seconds_total[5m]))" },
+		},
 	],
 	Plane: [
 		{

@@ -15,7 +15,7 @@ import { acceptWebSocket } from "../../protocol/websocket.ts";
 import type { Log } from "../kit/log.ts";
 import { backoffMs } from "../kit/retry.ts";
 import type { Admission } from "./admission.ts";
-import { Bucket } from "./budget.ts";
+import { Bucket, HostBudget, type LaneRates } from "./budget.ts";
 import { bridgeUp, parseDown, sendDown } from "./control.ts";
 import type { LineOptions } from "./line.ts";
 import type { TunnelMetrics } from "./metrics.ts";
@@ -138,6 +138,8 @@ export class Gateway {
 	readonly #all = new Set<Connection>();
 	readonly #attended = new Set<Promise<void>>();
 	readonly #histories = new Map<string, History>();
+	/** Of each host, all its tunnels together: who dials anew has spent what it has spent. */
+	readonly #budgets = new Map<string, HostBudget>();
 	readonly #arrivals = new EventEmitter<{ arrived: [host: string] }>().setMaxListeners(0);
 	/** The most tunnels that were open at the same time. */
 	#peak = 0;
@@ -330,6 +332,7 @@ export class Gateway {
 		const { name, version: software, region, key, limits } = this.#options;
 		const connectionId = randomUUID();
 		let peer = shown;
+		let budget: HostBudget | undefined;
 		const session = new Session(transport, {
 			role: "server",
 			hello: {
@@ -350,7 +353,10 @@ export class Gateway {
 					} as const;
 					peer = this.#identify(verifyHello(claim, hello.identity));
 				}
-				if (hello.name === peer?.host) return;
+				if (hello.name === peer?.host) {
+					budget = this.#budgetOf(peer.host);
+					return;
+				}
 				throw new GroundplaneError(
 					"HostNameMismatch",
 					`this host says it is "${hello.name}", its certificate is for "${peer?.host}"`,
@@ -358,8 +364,18 @@ export class Gateway {
 				);
 			},
 			limits: { pingAfterMs: 45_000, budget: SESSION_BUDGET, ...limits },
+			spend: (lane, bytes) => budget?.spend(lane, bytes) ?? 0,
 		});
 		return { session, shown, peer: () => peer as Peer };
+	}
+
+	#budgetOf(host: string): HostBudget {
+		let budget = this.#budgets.get(host);
+		if (budget === undefined) {
+			budget = new HostBudget(this.#options.rates);
+			this.#budgets.set(host, budget);
+		}
+		return budget;
 	}
 
 	/** The newest route of a host is another one: the connection here, if it is older, makes way. */
@@ -404,6 +420,8 @@ export class Gateway {
 			if (!this.#current.has(host) && now - Date.parse(ends.at(-1)?.at ?? "") > ENDS_KEPT_MS)
 				this.#histories.delete(host);
 		}
+		const here = new Set([...this.#all].map(({ host }) => host));
+		for (const host of this.#budgets.keys()) if (!here.has(host)) this.#budgets.delete(host);
 		const turn = this.#sweeps++ % PINGED_PART;
 		[...this.#all].forEach((connection, index) => {
 			if (connection.notAfter < now) {
@@ -735,6 +753,8 @@ export interface GatewayOptions {
 	onArtifacts: (host: string, stream: Duplex) => void;
 	/** How many hosts there is room for. */
 	bounds: Bounds;
+	/** What one host's streams may carry. */
+	rates: LaneRates;
 	limits?: Partial<SessionLimits>;
 }
 

@@ -1,7 +1,7 @@
 import { EventEmitter } from "node:events";
 import type { Socket } from "node:net";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { Bucket } from "./budget.ts";
+import { Bucket, HostBudget } from "./budget.ts";
 import { Handshakes } from "./handshakes.ts";
 
 beforeEach(() => void vi.useFakeTimers());
@@ -101,4 +101,25 @@ test("a bucket gives its burst at once and then its rate", () => {
 	expect(bucket.owe(10)).toBe(1_000);
 	now = 10_500;
 	expect(bucket.owe(0)).toBe(500);
+});
+
+test.each([
+	{ spent: [], over: 0, rests: 0, what: "what was never used" },
+	{ spent: [200], over: 0, rests: 0, what: "two seconds' worth at once" },
+	{ spent: [250], over: 0, rests: 500, what: "more than that" },
+	{ spent: [250], over: 500, rests: 0, what: "the same when what was owed has been made up for" },
+	{ spent: [150, 150], over: 0, rests: 1_000, what: "both directions together" },
+	{ spent: [200, 100, 100], over: 1_000, rests: 1_000, what: "what came while it rested" },
+	{ spent: [100], over: 3_600_000, rests: 0, what: "a long pause" },
+])("a host's budget: $what", ({ spent, over, rests }) => {
+	let now = 0;
+	const budget = new HostBudget({ interactive: 100, bulk: 1 }, () => now);
+	for (const bytes of spent) budget.spend("interactive", bytes);
+	now = over;
+	expect(budget.spend("interactive", 0)).toBe(rests);
+	// A pause is no credit for more than the burst, lanes don't pay for each other, and one without a rate pays nothing.
+	now = over + 3_600_000;
+	expect(budget.spend("interactive", 300)).toBe(1_000);
+	expect(budget.spend("bulk", 2)).toBe(0);
+	expect(budget.spend("control", 1e9)).toBe(0);
 });

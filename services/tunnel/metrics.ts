@@ -16,6 +16,7 @@ interface Totals {
 	queuedBytes: number;
 	starvedStreams: number;
 	stalledMs: number;
+	restedMs: Record<Lane, number>;
 }
 
 /** What the gateway counts. Labels by host end at {@link MAX_HOSTS}: a region may have thousands. */
@@ -32,6 +33,7 @@ export class TunnelMetrics {
 	/** What the sessions that have ended carried, by label, and for how long their streams were stalled. */
 	readonly #ended = new Map<string, Bytes>();
 	#endedStalledMs = 0;
+	readonly #endedRestedMs = none();
 	#totals: Totals | undefined;
 	#queued = { bytes: 0, at: Number.NEGATIVE_INFINITY };
 
@@ -123,6 +125,18 @@ export class TunnelMetrics {
 				this.inc(stalled());
 			},
 		});
+		const endedRestedMs = this.#endedRestedMs;
+		new Counter({
+			name: "groundplane_tunnel_throttled_seconds_total",
+			help: "Seconds for which lanes of tunnels rested since their host had used up its budget of bytes, summed over tunnels.",
+			labelNames: ["lane"] as const,
+			registers,
+			collect() {
+				this.reset();
+				const { restedMs } = totals();
+				for (const lane of lanes) this.inc({ lane }, (endedRestedMs[lane] + restedMs[lane]) / 1000);
+			},
+		});
 		new Gauge({
 			name: "groundplane_tunnel_queued_bytes",
 			help: "Bytes that wait to be sent to hosts.",
@@ -201,6 +215,7 @@ export class TunnelMetrics {
 			const stats = session.stats();
 			add(bytesOf(this.#ended, label), inAndOut(stats));
 			this.#endedStalledMs += stats.stalledMs;
+			for (const lane of lanes) this.#endedRestedMs[lane] += stats.restedMs[lane];
 		});
 	}
 
@@ -235,6 +250,7 @@ export class TunnelMetrics {
 			queuedBytes: 0,
 			starvedStreams: 0,
 			stalledMs: 0,
+			restedMs: none(),
 		};
 		for (const [session, label] of this.#sessions) {
 			const stats = session.stats();
@@ -242,6 +258,7 @@ export class TunnelMetrics {
 			totals.queuedBytes += stats.queuedBytes;
 			totals.starvedStreams += stats.starvedStreams;
 			totals.stalledMs += stats.stalledMs;
+			for (const lane of lanes) totals.restedMs[lane] += stats.restedMs[lane];
 			if (stats.rttMs !== undefined) totals.rtts.push(stats.rttMs);
 			for (const [service, count] of session.streamsByService()) {
 				totals.streams.set(service, (totals.streams.get(service) ?? 0) + count);
@@ -256,8 +273,8 @@ export class TunnelMetrics {
 }
 
 const directions = ["in", "out"] as const;
-const noBytes = (): Record<Lane, number> => ({ control: 0, interactive: 0, bulk: 0 });
-const emptyBytes = (): Bytes => ({ in: noBytes(), out: noBytes() });
+const none = (): Record<Lane, number> => ({ control: 0, interactive: 0, bulk: 0 });
+const emptyBytes = (): Bytes => ({ in: none(), out: none() });
 const inAndOut = ({ bytesIn, bytesOut }: SessionStats): Bytes => ({ in: bytesIn, out: bytesOut });
 
 function bytesOf(map: Map<string, Bytes>, label: string): Bytes {

@@ -26,6 +26,7 @@ const DRAIN_MS = 25_000;
 /** No step of a handshake may take longer, whoever dawdles over it (and see `handshakes.ts`). */
 const STEP_MS = 10_000;
 const SWEEP_MS = 60_000;
+const MEGABYTE = 1_000_000;
 
 /** The gateway: hosts dial 8443, services of the region reach them through 8444. */
 export const tunnelService = defineService({
@@ -44,6 +45,9 @@ export const tunnelService = defineService({
 		drainMs: z.coerce.number().int().min(0).default(DRAIN_MS),
 		/** Hosts for which there is room; by default as many as the container's memory holds. */
 		maxHosts: z.coerce.number().int().min(1).optional(),
+		/** What one host's streams may carry, by lane: more than one has a use for, and a part of what a gateway carries in all. */
+		hostInteractiveMegabytesPerSecond: z.coerce.number().positive().default(128),
+		hostBulkMegabytesPerSecond: z.coerce.number().positive().default(128),
 	},
 	async start(context) {
 		const { config, log, tls } = context;
@@ -75,6 +79,10 @@ export const tunnelService = defineService({
 			log,
 			onArtifacts: (host, stream) => artifacts.attach(host, stream),
 			bounds,
+			rates: {
+				interactive: config.hostInteractiveMegabytesPerSecond * MEGABYTE,
+				bulk: config.hostBulkMegabytesPerSecond * MEGABYTE,
+			},
 		});
 		gatewayBus.onCut((host, { reason, message, keepSerial }) => gateway.cut(host, reason, message, keepSerial));
 		// Longer than the service's signal: while it drains it sends requests after the hosts that have left.

@@ -29,11 +29,13 @@ export interface TestGatewayOptions {
 	readonly drainMs?: number | undefined;
 	readonly handshakeMs?: number | undefined;
 	readonly maxHosts?: number | undefined;
+	readonly hostMegabytesPerSecond?: number | undefined;
 }
 
 /** Starts the tunnel service of region `test` (`test.example.com`). */
 export async function startGateway(options: TestGatewayOptions): Promise<TestGateway> {
 	const { directory, certificates, natsUrl, name = "tunnel-0", drainMs, handshakeMs, maxHosts } = options;
+	const megabytes = options.hostMegabytesPerSecond;
 	const port = options.port ?? (await freePort());
 	const [proxyPort, edgePort] = [await freePort(), await freePort()];
 	const file = (path: string, content: string) => {
@@ -59,6 +61,7 @@ export async function startGateway(options: TestGatewayOptions): Promise<TestGat
 			...(drainMs !== undefined && { DRAIN_MS: String(drainMs) }),
 			...(handshakeMs !== undefined && { HANDSHAKE_MS: String(handshakeMs) }),
 			...(maxHosts !== undefined && { MAX_HOSTS: String(maxHosts) }),
+			...(megabytes !== undefined && { HOST_INTERACTIVE_MEGABYTES_PER_SECOND: String(megabytes) }),
 		},
 		signal: stop.signal,
 		lameDuckMs: 0,
