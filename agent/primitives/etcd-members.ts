@@ -35,8 +35,8 @@ export async function leaveEtcd(nodeName: string, context: StepContext): Promise
 	if (endpoints.length === 0) return;
 	try {
 		const others = `--endpoints=${endpoints.join(",")}`;
-		const own = (await members(context, others)).find(({ name }) => name === nodeName);
-		if (own) await remove(own.id, context, others);
+		const own = leaving(await members(context, others), nodeName);
+		if (own) await remove(own, context, others);
 	} catch (cause) {
 		context.signal.throwIfAborted();
 		throw new GroundplaneError(
@@ -48,6 +48,14 @@ export async function leaveEtcd(nodeName: string, context: StepContext): Promise
 			},
 		);
 	}
+}
+
+/**
+ * The member that a node takes with it, unless it is the only one: that nobody else needs, and etcd refuses to be without.
+ * The pods of those that left before it still say for a while that they are ready, so only etcd itself knows.
+ */
+export function leaving(all: readonly { id: string; name: string }[], nodeName: string): string | undefined {
+	return all.length < 2 ? undefined : all.find(({ name }) => name === nodeName)?.id;
 }
 
 const etcdPods = z.object({

@@ -10,7 +10,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { compareVersions, minorsBetween } from "../../protocol/versions.ts";
 import { balancer } from "./balancer.ts";
 import { directory } from "./directory.ts";
-import { membersIn } from "./etcd-members.ts";
+import { leaving, membersIn } from "./etcd-members.ts";
 import { type Exec, execute } from "./exec.ts";
 import { superseded } from "./image.ts";
 import { decide, type Found } from "./kubeadm.ts";
@@ -194,6 +194,16 @@ it("reads etcd's members", () => {
 		{ id: "8e9e05c52164694d", name: "host-1" },
 		{ id: "91bc3c398fb3c146", name: "" },
 	]);
+});
+
+it("takes a member out of etcd unless it is the last one", () => {
+	const all = [
+		{ id: "8e9e05c52164694d", name: "host-1" },
+		{ id: "91bc3c398fb3c146", name: "host-2" },
+	];
+	expect(leaving(all, "host-2")).toBe("91bc3c398fb3c146");
+	expect(leaving(all.slice(0, 1), "host-1")).toBeUndefined();
+	expect(leaving(all, "host-3")).toBeUndefined();
 });
 
 async function selfSigned(): Promise<{ key: string; cert: string }> {
