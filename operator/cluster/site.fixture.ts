@@ -148,6 +148,24 @@ export class Site {
 		return this;
 	}
 
+	/** A person deletes the cluster: from now on it is going, until `finished`. */
+	delete(): void {
+		const { metadata } = this.cluster;
+		const deletionTimestamp = new Date(this.now).toISOString();
+		this.cluster = { ...this.cluster, metadata: { ...metadata, deletionTimestamp } };
+	}
+	annotate(annotations: Record<string, string>): void {
+		const { metadata } = this.cluster;
+		this.cluster = {
+			...this.cluster,
+			metadata: { ...metadata, annotations: { ...metadata.annotations, ...annotations } },
+		};
+	}
+	/** Lets the hosts do what they are asked, when nobody plans any more. */
+	settleHosts(): void {
+		for (let i = 0; i < 5; i++) for (const each of this.hosts) this.work(each);
+	}
+
 	powerOff(name: string): void {
 		const each = this.host(name);
 		each.status = {

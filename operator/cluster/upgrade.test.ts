@@ -375,6 +375,6 @@ it("from every state that edits, failures and a lost status lead to, it reaches 
 			expect(site.last?.status.phase).toBe("Ready");
 			expect(all(site)).toEqual([site.cluster.spec.version]);
 		}),
-		{ numRuns: 150, interruptAfterTimeLimit: 20_000 },
+		{ numRuns: 150, interruptAfterTimeLimit: 15_000 },
 	);
 }, 120_000);
