@@ -102,7 +102,7 @@ export function domainOf(regions: ConfigFile["regions"], wanted: string): string
 }
 
 async function takeLock(path: string): Promise<void> {
-	const end = Date.now() + LOCK_WAIT_MS;
+	const end = performance.now() + LOCK_WAIT_MS;
 	for (;;) {
 		try {
 			await (await open(path, "wx", 0o600)).close();
@@ -114,7 +114,7 @@ async function takeLock(path: string): Promise<void> {
 				() => 0,
 			);
 			if (age > LOCK_STALE_MS) await rm(path, { force: true });
-			else if (Date.now() > end) {
+			else if (performance.now() > end) {
 				throw new GroundplaneError("DeadlineExceeded", `Another gp holds ${path}.`, {
 					next: "Wait for it to end, or remove the file when no gp runs.",
 					cause,

@@ -15,7 +15,7 @@ export async function waitFor(
 	timeoutMs: number,
 	look: () => Promise<{ isDone: boolean; progress: string }>,
 ): Promise<void> {
-	const end = Date.now() + timeoutMs;
+	const end = performance.now() + timeoutMs;
 	let last = "";
 	for (;;) {
 		const { isDone, progress } = await look().catch((error: unknown) => {
@@ -27,7 +27,7 @@ export async function waitFor(
 			last = progress;
 		}
 		if (isDone) return;
-		if (Date.now() > end) {
+		if (performance.now() > end) {
 			throw new GroundplaneError(
 				"DeadlineExceeded",
 				`${what} is not there yet after ${Math.round(timeoutMs / 1000)} s.`,

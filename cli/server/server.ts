@@ -228,11 +228,11 @@ export class Server {
 
 	/** Waits until every part is ready, three minutes at most. */
 	async waitReady(progress: Progress): Promise<void> {
-		for (const deadline = Date.now() + READY_MS; ; ) {
+		for (const deadline = performance.now() + READY_MS; ; ) {
 			const missing = (await this.status()).components.filter(({ ready }) => !ready);
 			if (missing.length === 0) return;
 			const names = missing.map(({ name, message }) => (message === "" ? name : `${name} (${message})`)).join(", ");
-			if (Date.now() > deadline)
+			if (performance.now() > deadline)
 				throw new GroundplaneError("DeadlineExceeded", `not ready after ${READY_MS / 60_000} minutes: ${names}`, {
 					next: "Look at their pods (kubectl describe), mend what they name, and run the same command again.",
 				});

@@ -18,13 +18,13 @@ export async function retry<Result>(
 		onError?: (error: unknown, attempt: number) => void;
 	},
 ): Promise<Result> {
-	const end = Date.now() + options.deadlineMs;
+	const end = performance.now() + options.deadlineMs;
 	for (let attempt = 0; ; attempt++) {
 		try {
 			return await attemptOnce();
 		} catch (error) {
 			const pause = backoffMs(attempt);
-			if (options.signal.aborted || Date.now() + pause > end || options.when?.(error) === false) throw error;
+			if (options.signal.aborted || performance.now() + pause > end || options.when?.(error) === false) throw error;
 			options.onError?.(error, attempt);
 			await delay(pause, undefined, { signal: options.signal }).catch(() => {
 				throw error;
