@@ -37,6 +37,21 @@ describe("control planes up and down", () => {
 		expect(roleOf(site.host("h4"))?.parameters.controlPlaneAddresses).toEqual(["10.0.0.1"]);
 	});
 
+	it("three become five, which live on with two of them dead, and three again", () => {
+		const five = ["h1", "h2", "h3", "h5", "h6"];
+		const site = made(["h1", "h2", "h3"], ["h5", "h6"]);
+		settleWell(site.edit({ controlPlane: { hosts: five } }));
+		expect([...site.etcd]).toEqual(five);
+
+		site.powerOff("h2");
+		site.powerOff("h5");
+		site.run(10);
+		expect(site.etcdHasQuorum).toBe(true);
+		expect(site.observed.workload).toBeDefined();
+		settleWell(site.edit({ controlPlane: { hosts: ["h1", "h3", "h6"] } }));
+		expect([...site.etcd]).toEqual(["h1", "h3", "h6"]);
+	});
+
 	it("publishes the certificates again for one that comes after they expired", () => {
 		const site = made(["h1"], ["h2", "h3"]);
 		site.certificates = false;
