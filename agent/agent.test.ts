@@ -142,6 +142,25 @@ test("the customer's policy has the last word, and one that can't be read allows
 	expect(policyAllows(paths, "metrics")).toBe(false);
 });
 
+test.each([
+	["", "metrics kube-apiserver"],
+	['{"supportShell": true}', "metrics kube-apiserver shell"],
+	['{"supportShell": false}', "metrics kube-apiserver"],
+	['{"supportShell": "true"}', ""],
+	['{"allow": {"services": ["metrics", "shell"]}}', "metrics"],
+	['{"allow": {"services": ["metrics"]}, "supportShell": true}', "metrics shell"],
+	['{"allow": {"services": []}, "supportShell": true}', "shell"],
+	['{"alow": {"services": []}, "supportShell": true}', ""],
+	["{}", ""],
+	["[]", ""],
+])("the policy %s allows the services %s: a shell when its owner says so, and no other way", (policy, allowed) => {
+	const paths = { policy: join(directory, "a-policy.json") };
+	rmSync(paths.policy, { force: true });
+	if (policy !== "") writeFileSync(paths.policy, policy);
+	const services = ["metrics", "kube-apiserver", "shell"].filter((service) => policyAllows(paths, service));
+	expect(services.join(" ")).toBe(allowed);
+});
+
 test("log lines are for people, one line each", () => {
 	const lines: string[] = [];
 	const log = createLog({ write: (line) => lines.push(line), journal: true });

@@ -18,6 +18,8 @@ export class Paths {
 	readonly environment: string;
 	readonly joinToken: string;
 	readonly policy: string;
+	/** Transcripts of support shells; mode 0700. */
+	readonly shells: string;
 	readonly services: string;
 	/** Identity, last desired state, journals of the engine; mode 0700. */
 	readonly state: string;
@@ -37,6 +39,7 @@ export class Paths {
 		this.environment = join(root, "etc/default/groundplane-agent");
 		this.joinToken = join(root, "etc/groundplane/join-token");
 		this.policy = join(root, "etc/groundplane/policy.json");
+		this.shells = join(root, "var/log/groundplane/shells");
 		this.services = join(root, "etc/groundplane/services.d");
 		this.state = join(root, "var/lib/groundplane/agent");
 		this.releases = join(root, "var/lib/groundplane");
@@ -167,22 +170,29 @@ function isWithin(host: string, network: string): boolean {
 	return list.check(host, type);
 }
 
-const policySchema = z.object({ allow: z.object({ services: z.array(z.string()) }) });
+const services = z.object({ services: z.array(z.string()) });
+/** A file with the shell alone is strict: what was to be a limit, and is misspelt, must not open the rest. */
+const policySchema = z.union([
+	z.object({ allow: services, supportShell: z.boolean().optional() }),
+	z.strictObject({ allow: z.undefined().optional(), supportShell: z.boolean() }),
+]);
 
 /**
  * Which of the agent's services the region may open, by the customer's own word: `/etc/groundplane/policy.json`,
- * `{"allow": {"services": ["metrics", "kube-apiserver"]}}`. All are allowed when there is no such file,
- * none when it can't be understood. Read at each stream, so a change counts at once.
+ * `{"allow": {"services": ["metrics", "kube-apiserver"]}, "supportShell": true}`. All but `shell` are allowed when there is no
+ * such file, or it does not limit them; none when it can't be understood. `shell` takes `supportShell`. Read at each stream, so
+ * a change counts at once.
  */
-export function policyAllows(paths: Paths, service: string): boolean {
+export function policyAllows(paths: Pick<Paths, "policy">, service: string): boolean {
 	let text: string;
 	try {
 		text = readFileSync(paths.policy, "utf8");
 	} catch (error) {
-		return (error as NodeJS.ErrnoException).code === "ENOENT";
+		return service !== "shell" && (error as NodeJS.ErrnoException).code === "ENOENT";
 	}
 	try {
-		return policySchema.parse(JSON.parse(text)).allow.services.includes(service);
+		const { allow, supportShell } = policySchema.parse(JSON.parse(text));
+		return service === "shell" ? supportShell === true : (allow?.services.includes(service) ?? true);
 	} catch {
 		return false;
 	}

@@ -1,7 +1,7 @@
 import { Command } from "commander";
 import { asGroundplaneError } from "../protocol/errors.ts";
 import { VERSION } from "../protocol/version.ts";
-import { loadConfig, Paths, serviceEnvironment } from "./config.ts";
+import { loadConfig, Paths, policyAllows, serviceEnvironment } from "./config.ts";
 import { clockSkewSeconds, enroll, readJoinToken } from "./enroll.ts";
 import { readFacts } from "./facts.ts";
 import { createLog } from "./log.ts";
@@ -114,7 +114,12 @@ program
 			return;
 		}
 		const running = isAlive(status.pid);
-		print(output === "json" ? JSON.stringify({ ...status, running }, null, "\t") : describeStatus(status, running));
+		const supportShell = policyAllows(paths, "shell");
+		if (output === "json") print(JSON.stringify({ ...status, running, supportShell }, null, "\t"));
+		else {
+			print(describeStatus(status, running));
+			if (supportShell) print(`Shell     administrators of the region may open one here, by ${paths.policy}`);
+		}
 		if (!running || !status.link?.connected) process.exitCode = 1;
 	});
 

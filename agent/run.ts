@@ -20,6 +20,7 @@ import { Measurer, readMeasured } from "./measure.ts";
 import { memoryKeeper } from "./memory.ts";
 import { MetricsServer } from "./metrics.ts";
 import { evaluate, probe } from "./preflight.ts";
+import { SupportShells } from "./shell.ts";
 import { type AgentStatus, readStatus, writeStatus } from "./status.ts";
 import { Updater, type UpdaterOptions } from "./update/updater.ts";
 import { Versions } from "./update/versions.ts";
@@ -125,10 +126,12 @@ export async function run({
 		certificateNotAfter: notAfter(control.identity).getTime() / 1000,
 		reconnects: Math.max(0, link.state.reconnects),
 	}));
+	const shells = new SupportShells({ directory: paths.shells, log });
 	const services = new LocalServices({
 		directory: paths.services,
 		allows: (service) => policyAllows(paths, service),
 		metrics: (stream) => metrics.attach(stream),
+		shell: (incoming) => shells.serve(incoming),
 		log,
 	});
 

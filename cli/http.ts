@@ -1,4 +1,6 @@
 import { Agent, request } from "node:https";
+import type { Duplex } from "node:stream";
+import { text } from "node:stream/consumers";
 import { type ErrorCode, errorCodes, GroundplaneError } from "../protocol/errors.ts";
 
 export interface Answer {
@@ -59,6 +61,31 @@ export class RegionHttp {
 			});
 			outgoing.end(body);
 		});
+	}
+
+	/** An HTTP upgrade (RFC 9110 §7.8): gives the stream, or throws what the region declined with. */
+	upgrade(path: string, protocol: string, headers: Readonly<Record<string, string>>): Promise<Duplex> {
+		const url = new URL(path, `${this.server}/`);
+		const { promise, resolve, reject } = Promise.withResolvers<Duplex>();
+		const outgoing = request(url, {
+			agent: this.#agent,
+			headers: { ...headers, "user-agent": "gp", connection: "Upgrade", upgrade: protocol },
+		});
+		const timer = setTimeout(() => outgoing.destroy(new DOMException("", "TimeoutError")), 30_000);
+		outgoing.on("error", (cause) => reject(unreachable(url.host, cause)));
+		outgoing.on("upgrade", (_answer, stream, head) => {
+			if (head.length > 0) stream.unshift(head);
+			resolve(stream);
+		});
+		outgoing.on("response", (incoming) => {
+			const { statusCode: status = 0, headers: got } = incoming;
+			text(incoming).then(
+				(body) => reject(errorOf({ status, headers: got, text: body })),
+				(cause) => reject(unreachable(url.host, cause)),
+			);
+		});
+		outgoing.end();
+		return promise.finally(() => clearTimeout(timer));
 	}
 
 	close(): void {

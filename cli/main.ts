@@ -64,7 +64,8 @@ export async function main(args: readonly string[]): Promise<number> {
 	for (const command of everyCommand(program)) command.exitOverride().configureOutput({ outputError: () => {} });
 	try {
 		await program.parseAsync([...args], { from: "user" });
-		return 0;
+		// A command that ran another program gives that one's.
+		return Number(process.exitCode ?? 0);
 	} catch (error) {
 		if (error instanceof CommanderError) {
 			if (error.exitCode === 0 || error.code === "commander.help") return error.exitCode === 0 ? 0 : 2;

@@ -1,3 +1,4 @@
+import type { Duplex } from "node:stream";
 import { GroundplaneError } from "../protocol/errors.ts";
 import type { ConfigStore, Credentials, RegionConfig } from "./config.ts";
 import { type Answer, errorOf, RegionHttp } from "./http.ts";
@@ -68,6 +69,12 @@ export class Session {
 		});
 		if (answer.status >= 400) throw errorOf(answer);
 		return (isJson(answer) ? JSON.parse(answer.text) : answer.text) as T;
+	}
+
+	/** Upgrades a connection to the region's API to another protocol. */
+	async upgrade(path: string, protocol: string): Promise<Duplex> {
+		const { token } = await this.accessToken();
+		return this.http.upgrade(path, protocol, { authorization: `Bearer ${token}` });
 	}
 
 	close(): void {

@@ -27,12 +27,14 @@ export interface LocalServicesOptions {
 	/** The customer's policy has the last word. */
 	allows: (service: string) => boolean;
 	metrics: (stream: Duplex) => void;
+	/** Takes a support shell, or throws why not. */
+	shell: (incoming: IncomingStream) => void;
 	log: Log;
 }
 
 /**
  * The only things that the region can reach on this host, by name. A host or port never comes from the region.
- * `metrics` is the agent's own; `kube-apiserver` is there once the kubernetes role has described it.
+ * `metrics` and `shell` are the agent's own; `kube-apiserver` is there once the kubernetes role has described it.
  */
 export class LocalServices {
 	readonly #options: LocalServicesOptions;
@@ -52,11 +54,18 @@ export class LocalServices {
 
 	async #serve(incoming: IncomingStream): Promise<void> {
 		const { service } = incoming;
-		const { allows, metrics } = this.#options;
-		if (service !== "metrics" && service !== "kube-apiserver") {
+		const { allows, metrics, shell } = this.#options;
+		if (service !== "metrics" && service !== "kube-apiserver" && service !== "shell") {
 			throw new GroundplaneError("ServiceNotAllowed", `this host has no service "${service}"`, {
 				next: "Ask for metrics or kube-apiserver.",
 			});
+		}
+		if (service === "shell" && !allows(service)) {
+			// Told in one sentence, since no next step goes over the tunnel; and logged: its owner may want to know who tries.
+			const message =
+				'this host allows no support shell; its owner decides, by "supportShell": true in /etc/groundplane/policy.json';
+			this.#options.log.info({}, `support shell refused: ${message}`);
+			throw new GroundplaneError("ServiceNotAllowed", message, { next: "Ask the host's owner." });
 		}
 		if (!allows(service)) {
 			throw new GroundplaneError("ServiceNotAllowed", `the policy of this host does not allow "${service}"`, {
@@ -65,6 +74,10 @@ export class LocalServices {
 		}
 		if (service === "metrics") {
 			metrics(incoming.accept());
+			return;
+		}
+		if (service === "shell") {
+			shell(incoming);
 			return;
 		}
 		const local = await connectLocal(this.#read(service));

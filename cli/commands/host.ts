@@ -8,6 +8,7 @@ import { age, gibibytes, printList, printOne, section, table, terminal } from ".
 import type { Session } from "../session.ts";
 import { waitFor } from "../wait.ts";
 import { linkCommand } from "./link.ts";
+import { shellCommand } from "./shell.ts";
 
 const path = (name: string) => `/api/v1/hosts/${encodeURIComponent(name)}`;
 const get = (session: Session, name: string) => session.call<Host>("GET", path(name));
@@ -50,6 +51,7 @@ export function hostCommand(): Command {
 	);
 
 	group.addCommand(linkCommand());
+	group.addCommand(shellCommand());
 
 	group.addCommand(
 		command("join-command", "print the line that joins a machine to the region")

@@ -8,6 +8,7 @@ import type { Reflector } from "../../operator/kube/reflector.ts";
 import { clusters, hosts, type Resource } from "../../operator/kube/resources.ts";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import { type LinkFigures, linkFigures } from "../../protocol/link.ts";
+import { SHELL_PROTOCOL } from "../../protocol/shell.ts";
 import type { User } from "../kit/auth.ts";
 import type { Log } from "../kit/log.ts";
 import { Api } from "../kit/routes.ts";
@@ -137,6 +138,21 @@ export function createApi({ client, reflectors, watch, link, config, tls, log }:
 			answer: linkFigures,
 			handler: async ({ params }) =>
 				link(await calling(`host ${params.name}`, client.get(hosts, params.name, namespace))),
+		})
+		.route({
+			method: "get",
+			path: "/api/v1/hosts/:name/shell",
+			summary: `Open a support shell on a host whose owner allows it: an upgrade to ${SHELL_PROTOCOL}, which gp host shell speaks.`,
+			roles: ["admin"],
+			params: named,
+			mediaType: "text/plain",
+			status: 101,
+			// What is an upgrade does not come here.
+			handler: async ({ params }) => {
+				throw new GroundplaneError("InvalidInput", `A shell is an upgrade to ${SHELL_PROTOCOL}.`, {
+					next: `Use gp host shell ${params.name}.`,
+				});
+			},
 		})
 		.route({
 			method: "patch",

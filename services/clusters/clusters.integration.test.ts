@@ -6,12 +6,14 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
+import { json } from "node:stream/consumers";
 import type { TLSSocket } from "node:tls";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { parse, parseAllDocuments, stringify } from "yaml";
 import { tool } from "../../hack/builder/tools.ts";
 import { clusters, hosts, type Resource } from "../../operator/kube/resources.ts";
+import { Channel, encodeShell, readShell, SHELL_PROTOCOL } from "../../protocol/shell.ts";
 import { startApiServer, type TestApiServer } from "../../test/support/apiserver.ts";
 import { type RegionCertificates, regionCertificates } from "../../test/support/certificates.ts";
 import { startIssuer, type TestIssuer } from "../../test/support/issuer.ts";
@@ -274,6 +276,16 @@ async function startGateway(bearer: string): Promise<number> {
 		const authority = request.url ?? "";
 		asked.push(authority);
 		const caller = (socket as TLSSocket).getPeerCertificate().subject.CN;
+		if (authority === "shell.cp-1:80") {
+			socket.write("HTTP/1.1 200 OK\r\n\r\n");
+			socket.pipe(socket);
+			return;
+		}
+		if (authority === "shell.cp-odd:80") {
+			const body = JSON.stringify({ code: "ServiceNotAllowed", detail: "not here", next: "x" });
+			socket.end(`HTTP/1.1 403 Forbidden\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
+			return;
+		}
 		const backend = { "kube-apiserver.cp-1:80": real, "kube-apiserver.cp-odd:80": odd }[authority];
 		if (caller !== "clusters" || !backend) {
 			socket.end("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
@@ -647,6 +659,60 @@ describe("the way into a cluster", () => {
 				(line) => line.includes('"verb":"CONNECT"') && line.includes('"path":"/exec"') && !line.includes("command"),
 			),
 		).toBe(true);
+	});
+
+	test("a support shell is for administrators; the host hears from the region who it is, and the log who, when, where", async () => {
+		const upgrade = (host: string, bearer: string | undefined, protocol = SHELL_PROTOCOL) =>
+			new Promise<{ status: number; code?: string; next?: string; stream?: Duplex }>((resolve, reject) => {
+				const request = open(`/api/v1/hosts/${host}/shell`, {
+					...(bearer && { token: bearer }),
+					headers: { connection: "Upgrade", upgrade: protocol },
+				});
+				request.on("upgrade", (answer, stream, head) => {
+					if (head.length > 0) stream.unshift(head);
+					resolve({ status: answer.statusCode ?? 0, stream });
+				});
+				request.on("response", async (answer) => {
+					const { code, next } = (await json(answer)) as { code: string; next: string };
+					resolve({ status: answer.statusCode ?? 0, code, next });
+				});
+				request.on("error", reject);
+				request.end();
+			});
+		const admin = await token("alice", ["admin"]);
+		const refused = async (...given: Parameters<typeof upgrade>) => {
+			const { status, code } = await upgrade(...given);
+			return [status, code];
+		};
+		expect(await refused("cp-1", undefined)).toEqual([401, "Unauthenticated"]);
+		expect(await refused("cp-1", await token("olga", ["operator"]))).toEqual([403, "Forbidden"]);
+		expect(await refused("cp-9", admin)).toEqual([404, "NotFound"]);
+		expect(await refused("cp-1", admin, "websocket")).toEqual([400, "InvalidInput"]);
+		expect(asked.filter((authority) => authority.startsWith("shell."))).toEqual([]);
+		expect((await upgrade("cp-odd", admin)).next).toContain("supportShell");
+		expect((await call("/api/v1/hosts/cp-1/shell", { token: admin })).status).toBe(400);
+
+		const { status, stream } = await upgrade("cp-1", admin);
+		expect(status).toBe(101);
+		// The gateway of this test sends back what the host would hear.
+		stream?.write(encodeShell(Channel.caller, { user: "somebody else", requestId: "r" }));
+		const heard: string[] = [];
+		for await (const { channel, payload } of readShell(stream as Duplex)) {
+			expect(channel).toBe(Channel.caller);
+			if (heard.push(JSON.parse(payload.toString()).user) === 2) break;
+		}
+		expect(heard).toEqual(["alice", "somebody else"]);
+		const audit = () => lines.map((line) => JSON.parse(line)).filter(({ event }) => event?.startsWith("shell-"));
+		await expect
+			.poll(() => audit().map(({ event, by, host, code }) => [event, by, host, code]))
+			.toEqual([
+				["shell-refused", "olga", "cp-1", "Forbidden"],
+				["shell-refused", "alice", "cp-9", "NotFound"],
+				["shell-refused", "alice", "cp-1", "InvalidInput"],
+				["shell-refused", "alice", "cp-odd", "ServiceNotAllowed"],
+				["shell-opened", "alice", "cp-1", undefined],
+				["shell-closed", "alice", "cp-1", undefined],
+			]);
 	});
 
 	test("a control plane that can't be reached is passed over; with none left the error says so", async () => {

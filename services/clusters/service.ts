@@ -9,6 +9,7 @@ import { defineService } from "../kit/service.ts";
 import { createApi } from "./api.ts";
 import { linkOf } from "./link.ts";
 import { KubeProxy } from "./proxy.ts";
+import { SupportShell } from "./shell.ts";
 import { WatchHub } from "./watch.ts";
 
 /** The region's REST API over its custom resources, and the way into its clusters. */
@@ -50,6 +51,8 @@ export const clustersService = defineService({
 			metrics,
 			signal,
 		});
+		const { tunnelUrl } = config;
+		const shell = new SupportShell({ auth, hosts: reflectors.hosts, namespace, tunnelUrl, tls, log });
 		const api = createApi({
 			client,
 			reflectors,
@@ -62,7 +65,9 @@ export const clustersService = defineService({
 		let document: unknown;
 		return {
 			onRequest: (request, response) => proxy.request(request, response),
-			onUpgrade: (request, socket, head) => proxy.upgrade(request, socket, head),
+			onUpgrade: (request, socket, head) => {
+				if (!shell.upgrade(request, socket, head)) proxy.upgrade(request, socket, head);
+			},
 			app: (app) => {
 				app.use(api.router(auth));
 				app.get("/openapi.json", (_request, response) => {

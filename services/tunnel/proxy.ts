@@ -16,10 +16,10 @@ import type { Route, Routes } from "./routes.ts";
 
 /** Who may reach what on hosts, by the name in the client certificate. `tunnel` is another replica, which has checked already. */
 const allowed: Readonly<Record<string, readonly string[]>> = {
-	clusters: ["kube-apiserver"],
+	clusters: ["kube-apiserver", "shell"],
 	operator: ["kube-apiserver"],
 	prometheus: ["metrics", "kube-apiserver"],
-	tunnel: ["metrics", "kube-apiserver"],
+	tunnel: ["metrics", "kube-apiserver", "shell"],
 };
 
 const laneOf = (service: string): Lane => (service === "metrics" ? "bulk" : "interactive");

@@ -296,6 +296,7 @@ async function allowList() {
 		directory: paths.services,
 		allows: (service) => policyAllows(paths, service),
 		metrics: () => {},
+		shell: () => {},
 		log: quiet,
 	});
 	return { onStream: services.onStream, reached: () => reached };

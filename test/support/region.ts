@@ -4,8 +4,10 @@ import type { IncomingMessage } from "node:http";
 import { createServer, request as httpsRequest } from "node:https";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Duplex } from "node:stream";
 import type { KubeClient } from "../../operator/kube/client.ts";
 import { namespaces } from "../../operator/kube/resources.ts";
+import { splice } from "../../protocol/splice.ts";
 import { artifactsService } from "../../services/artifacts/service.ts";
 import { authService } from "../../services/auth/service.ts";
 import { clustersService } from "../../services/clusters/service.ts";
@@ -166,6 +168,32 @@ export async function startRegion(
 		outgoing.on("error", () => response.destroy());
 		response.on("close", () => outgoing.destroy());
 		request.pipe(outgoing);
+	});
+	front.on("upgrade", (request: IncomingMessage, socket: Duplex, head: Buffer) => {
+		socket.on("error", () => socket.destroy());
+		const outgoing = httpsRequest(`${url(backendOf(request.url ?? "/") ?? "artifacts")}${request.url}`, {
+			...tls,
+			agent: false,
+			servername: "localhost",
+			headers: request.headers,
+		});
+		const begin = ({ statusCode, rawHeaders }: IncomingMessage) => {
+			const pairs = rawHeaders.flatMap((name, at) => (at % 2 === 0 ? [`${name}: ${rawHeaders[at + 1]}\r\n`] : []));
+			socket.write(`HTTP/1.1 ${statusCode} \r\n${pairs.join("")}\r\n`);
+		};
+		outgoing.on("upgrade", (answer, onward, onwardHead) => {
+			begin(answer);
+			socket.write(onwardHead);
+			onward.write(head);
+			splice(socket, onward);
+		});
+		outgoing.on("response", (answer) => {
+			begin(answer);
+			answer.pipe(socket);
+		});
+		outgoing.on("error", () => socket.destroy());
+		socket.on("close", () => outgoing.destroy());
+		outgoing.end();
 	});
 	await new Promise<void>((resolve) => front.listen(Number(domain.split(":")[1]), "127.0.0.1", resolve));
 

@@ -34,7 +34,10 @@ export async function startSite(
 ): Promise<TestSite> {
 	const [tunnelPort, proxyPort, edgePort] = [await freePort(), await freePort(), await freePort()];
 	const stopGateway = new AbortController();
-	const region = await startRegion("test", more);
+	const region = await startRegion("test", {
+		...more,
+		clusters: { TUNNEL_URL: `https://localhost:${proxyPort}`, ...more.clusters },
+	});
 	await startService(tunnelService, {
 		env: {
 			REGION: "test",

@@ -1,0 +1,158 @@
+import { type IncomingMessage, STATUS_CODES } from "node:http";
+import { request as httpsRequest } from "node:https";
+import type { Duplex } from "node:stream";
+import type { Host } from "../../crds/host.ts";
+import type { Reflector } from "../../operator/kube/reflector.ts";
+import { type ErrorCode, errorCodes, GroundplaneError } from "../../protocol/errors.ts";
+import { Channel, encodeShell, SHELL_PROTOCOL } from "../../protocol/shell.ts";
+import { splice } from "../../protocol/splice.ts";
+import { type Auth, mayDo } from "../kit/auth.ts";
+import { publicError, requestId } from "../kit/http.ts";
+import type { Log } from "../kit/log.ts";
+import type { TlsFiles } from "../kit/tls.ts";
+
+export interface SupportShellOptions {
+	readonly auth: Pick<Auth, "verify">;
+	readonly hosts: Pick<Reflector<Host>, "get">;
+	readonly namespace: string;
+	readonly tunnelUrl: string;
+	readonly tls: TlsFiles;
+	readonly log: Log;
+	/** Milliseconds since the epoch. */
+	readonly now?: () => number;
+}
+
+const PATH = /^\/api\/v1\/hosts\/([a-z0-9](?:[-a-z0-9]*[a-z0-9])?)\/shell$/;
+const CONNECT_MS = 20_000;
+const MAX_ANSWER = 64 * 1024;
+
+/**
+ * The way to a host's support shell: an HTTP upgrade, for administrators of the region alone. Whether there is one is the host's to
+ * decide. The region tells the host who it is, and carries the rest as it comes; that somebody asked, got in and left is audited.
+ */
+export class SupportShell {
+	readonly #options: SupportShellOptions;
+	readonly #now: () => number;
+
+	constructor(options: SupportShellOptions) {
+		this.#options = options;
+		this.#now = options.now ?? Date.now;
+	}
+
+	/** Takes an upgrade of `/api/v1/hosts/NAME/shell`; false when it is another one. */
+	upgrade(request: IncomingMessage, socket: Duplex, head: Buffer): boolean {
+		const host = PATH.exec(request.url ?? "")?.[1];
+		if (host === undefined) return false;
+		// Until the streams are joined nobody else listens.
+		socket.on("error", () => socket.destroy());
+		this.#serve(host, request, socket, head).catch((error: unknown) => {
+			const shown = publicError(error);
+			if (shown.status >= 500) this.#options.log.warn({ err: error, host, requestId: requestId(request) }, "no shell");
+			const body = JSON.stringify({ ...shown.toJSON(), instance: requestId(request) });
+			socket.end(
+				`HTTP/1.1 ${shown.status} ${STATUS_CODES[shown.status] ?? ""}\r\ncontent-type: application/problem+json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+			);
+		});
+		return true;
+	}
+
+	async #serve(host: string, request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
+		const { auth, hosts, namespace, log } = this.#options;
+		const user = await auth.verify(request.headers.authorization);
+		const facts = { audit: true, by: user.name, host, requestId: requestId(request) };
+		const audit = (event: string, more: object = {}) => log.info({ ...facts, event, ...more }, event);
+		let stream: Duplex;
+		try {
+			if (!mayDo(user, ["admin"])) {
+				throw new GroundplaneError("Forbidden", `${user.name} may not open a shell on hosts.`, {
+					next: "It takes the role admin: ask an administrator of the region.",
+				});
+			}
+			if (!hosts.get(`${namespace}/${host}`)) {
+				throw new GroundplaneError("NotFound", `There is no host ${host}.`, { next: "List the hosts: gp host list" });
+			}
+			if (request.headers.upgrade?.toLowerCase() !== SHELL_PROTOCOL) {
+				throw new GroundplaneError("InvalidInput", `A shell is an upgrade to ${SHELL_PROTOCOL}.`, {
+					next: `Use gp host shell ${host}; one of another version may not do.`,
+				});
+			}
+			stream = await this.#open(host);
+		} catch (error) {
+			audit("shell-refused", { code: publicError(error).code });
+			throw error;
+		}
+		if (socket.destroyed) {
+			stream.destroy();
+			return;
+		}
+		audit("shell-opened");
+		const since = this.#now();
+		stream.once("close", () => audit("shell-closed", { seconds: Math.round((this.#now() - since) / 1000) }));
+		stream.write(encodeShell(Channel.caller, { user: user.name, requestId: requestId(request) }));
+		if (head.length > 0) stream.write(head);
+		socket.write(`HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: ${SHELL_PROTOCOL}\r\n\r\n`);
+		splice(socket, stream);
+	}
+
+	/** CONNECT at the gateway. What the host or a gateway declines with is thrown in its own words. */
+	#open(host: string): Promise<Duplex> {
+		const { tls, tunnelUrl } = this.#options;
+		const { hostname, port } = new URL(tunnelUrl);
+		const { promise, resolve, reject } = Promise.withResolvers<Duplex>();
+		const outgoing = httpsRequest({
+			host: hostname,
+			port: Number(port || 443),
+			method: "CONNECT",
+			path: `shell.${host}:80`,
+			agent: false,
+			...tls.current,
+			servername: hostname,
+		});
+		const late = () =>
+			outgoing.destroy(
+				new GroundplaneError("DeadlineExceeded", `${host} did not answer.`, {
+					next: `Look at it: gp host link ${host}`,
+				}),
+			);
+		const timer = setTimeout(late, CONNECT_MS);
+		outgoing.on("connect", (answer, socket, head) => {
+			clearTimeout(timer);
+			if (head.length > 0) socket.unshift(head);
+			socket.setNoDelay(true);
+			if (answer.statusCode === 200) resolve(socket);
+			else void refusal(host, socket).then(reject);
+		});
+		outgoing.on("error", (cause) => {
+			clearTimeout(timer);
+			const next = "Try again in a moment; if it lasts, look at the pods tunnel of the region.";
+			const away = new GroundplaneError("Overloaded", "The region's tunnel gateway does not answer.", { next, cause });
+			reject(cause instanceof GroundplaneError ? cause : away);
+		});
+		outgoing.end();
+		return promise;
+	}
+}
+
+/** Why there is no shell, from the body of the gateway's answer. */
+async function refusal(host: string, socket: Duplex): Promise<GroundplaneError> {
+	let text = "";
+	try {
+		for await (const chunk of socket) {
+			text += String(chunk);
+			if (text.length > MAX_ANSWER) break;
+		}
+		const { code, detail, next } = JSON.parse(text) as Record<string, unknown>;
+		if (typeof code === "string" && Object.hasOwn(errorCodes, code)) {
+			return new GroundplaneError(code as ErrorCode, `${host}: ${detail}`, {
+				next: code === "ServiceNotAllowed" ? ALLOW : String(next),
+			});
+		}
+	} catch {
+		// Said below.
+	}
+	return new GroundplaneError("TunnelClosed", `The way to ${host} broke.`, {
+		next: `Look at it: gp host link ${host}`,
+	});
+}
+
+const ALLOW = `On the host, its owner: put {"supportShell": true} into /etc/groundplane/policy.json, and take it out afterwards.`;
