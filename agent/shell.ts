@@ -278,7 +278,10 @@ function start(id: string, wanted: ShellOpen): ChildProcess {
 	}
 	const { rows, columns, type } = wanted.terminal;
 	const size = { TERM: type, GROUNDPLANE_ROWS: String(rows), GROUNDPLANE_COLUMNS: String(columns) };
-	return spawn("script", ["-q", "-e", "-f", "-c", AT_TERMINAL, "/dev/null"], { ...options, env: { ...env, ...size } });
+	return spawn("/usr/bin/script", ["-q", "-e", "-f", "-c", AT_TERMINAL, "/dev/null"], {
+		...options,
+		env: { ...env, ...size },
+	});
 }
 
 /** As a shell says it: 127 for a program that isn't there, 128 and the number for a signal. */

@@ -24,7 +24,6 @@ export const MAX_SHELL_FRAME = 64 * 1024;
 const size = z.int().min(1).max(1_000);
 /** Of a terminal, in characters. */
 export const shellSize = z.object({ rows: size, columns: size });
-export type ShellSize = z.output<typeof shellSize>;
 
 /** Who opened it: the region's first frame, so that nobody can say it for themselves. */
 export const shellCaller = z.object({ user: z.string().min(1).max(256), requestId: z.string().max(64) });

@@ -121,7 +121,7 @@ describe("gp host shell", () => {
 	test("is a terminal where there is one", async () => {
 		allow();
 		const at = `stty rows 33 cols 99; exec "${process.execPath}" "${main}" host shell host-1`;
-		const child = spawn("script", ["-q", "-e", "-f", "-c", at, "/dev/null"], { env: environment("admin") });
+		const child = spawn("/usr/bin/script", ["-q", "-e", "-f", "-c", at, "/dev/null"], { env: environment("admin") });
 		let seen = "";
 		child.stdout.on("data", (bytes: Buffer) => {
 			seen += bytes;
