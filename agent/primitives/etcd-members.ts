@@ -26,17 +26,16 @@ export const etcdMembers: Primitive<z.output<typeof etcdMembersWant>, Record<str
 
 /**
  * Takes this host's member out of etcd before it stops, if there are others: afterwards it would count as lost. When that
- * can't be done although the cluster is alive, the host must stay. When no API server answers, there is nothing to save.
+ * can't be done although the cluster is alive, the host must stay. When no API server answers, there is nothing to save. Tells
+ * whether nothing more can be done about it.
  */
-export async function leaveEtcd(nodeName: string, context: StepContext): Promise<void> {
-	if (!(await statOf("/etc/kubernetes/admin.conf")) || !(await statOf("/usr/local/bin/etcdctl"))) return;
+export async function leaveEtcd(nodeName: string, context: StepContext): Promise<boolean> {
+	if (!(await statOf("/etc/kubernetes/admin.conf")) || !(await statOf("/usr/local/bin/etcdctl"))) return false;
 	const endpoints = await endpointsOfOthers(nodeName, context);
-	if (endpoints === undefined) return context.log("no API server answers: this host's member is left in etcd");
-	if (endpoints.length === 0) return;
+	if (endpoints === undefined) context.log("no API server answers: this host's member is left in etcd");
+	if (endpoints === undefined || endpoints.length === 0) return true;
 	try {
-		const others = `--endpoints=${endpoints.join(",")}`;
-		const own = leaving(await members(context, others), nodeName);
-		if (own) await remove(own, context, others);
+		return await takeOut(nodeName, endpoints, context);
 	} catch (cause) {
 		context.signal.throwIfAborted();
 		throw new GroundplaneError(
@@ -51,11 +50,18 @@ export async function leaveEtcd(nodeName: string, context: StepContext): Promise
 }
 
 /**
- * The member that a node takes with it, unless it is the only one: that nobody else needs, and etcd refuses to be without.
- * The pods of those that left before it still say for a while that they are ready, so only etcd itself knows.
+ * Removes a node's member, unless it is the only one: that nobody else needs, and etcd refuses to be without. The pods of those
+ * that left before it still say for a while that they are ready, so only etcd itself knows.
+ *
+ * @param others Where members of other nodes may listen.
+ * @returns False when a member that has never started may be this node's: it has no name yet.
  */
-export function leaving(all: readonly { id: string; name: string }[], nodeName: string): string | undefined {
-	return all.length < 2 ? undefined : all.find(({ name }) => name === nodeName)?.id;
+export async function takeOut(nodeName: string, others: readonly string[], context: StepContext): Promise<boolean> {
+	const all = await members(context).catch(() => members(context, others));
+	const own = all.find(({ name }) => name === nodeName);
+	// By another member: its own stops while it answers.
+	if (own && all.length > 1) await remove(own.id, context, others);
+	return own !== undefined || all.every(({ name }) => name !== "");
 }
 
 const etcdPods = z.object({
@@ -88,8 +94,8 @@ async function endpointsOfOthers(nodeName: string, { exec, signal }: StepContext
 		.filter((url) => url !== undefined);
 }
 
-async function members(context: StepContext, ...options: string[]): Promise<{ id: string; name: string }[]> {
-	return membersIn(await etcdctl(context, ...options, "member", "list"));
+async function members(context: StepContext, at?: readonly string[]): Promise<{ id: string; name: string }[]> {
+	return membersIn(await etcdctl(context, ["member", "list"], at));
 }
 
 /** What `etcdctl member list` prints: ID (hexadecimal), status, name, peer URLs, client URLs, whether a learner. */
@@ -98,9 +104,12 @@ export function membersIn(list: string): { id: string; name: string }[] {
 	return lines.map((line) => line.split(", ")).map(([id = "", , name = ""]) => ({ id, name }));
 }
 
-const remove = (id: string, context: StepContext, ...options: string[]) =>
-	etcdctl(context, ...options, "member", "remove", id);
+const remove = (id: string, context: StepContext, at?: readonly string[]) =>
+	etcdctl(context, ["member", "remove", id], at);
 
-async function etcdctl({ exec, signal }: StepContext, ...args: string[]): Promise<string> {
-	return (await exec("etcdctl", [...etcdIdentity, "--command-timeout=10s", ...args], { signal })).stdout;
+/** Asks this node's member, or those `at` some endpoints and no other: a second option would add to the first. */
+async function etcdctl({ exec, signal }: StepContext, args: string[], at?: readonly string[]): Promise<string> {
+	const [own, ...identity] = etcdIdentity;
+	const endpoints = at === undefined ? own : `--endpoints=${at.join(",")}`;
+	return (await exec("etcdctl", [endpoints, ...identity, "--command-timeout=10s", ...args], { signal })).stdout;
 }

@@ -82,8 +82,8 @@ export const kubeadm: Primitive<Want, z.output<typeof kubeadmMemory>> = {
 		await settleVersion(want.version);
 	},
 	async undo({ mode, nodeName }, context) {
-		if (mode !== "join-worker") await leaveEtcd(nodeName, context);
-		await reset(context, { leaveEtcd: false });
+		const skipEtcd = mode !== "join-worker" && (await leaveEtcd(nodeName, context));
+		await reset(context, { skipEtcd });
 		await endStandIn(context);
 		await forgetVersions();
 	},
@@ -96,7 +96,7 @@ async function create(want: Want, context: StepContext): Promise<void> {
 	if (decision === "resume" && !(await comesUp(want, context))) decision = "redo";
 	context.log(`kubeadm ${want.mode}: ${decision}`);
 	if (decision === "resume") return finish(want, context);
-	if (decision === "redo") await reset(context, { leaveEtcd: want.mode !== "join-control-plane" });
+	if (decision === "redo") await reset(context, { skipEtcd: want.mode !== "join-control-plane" });
 	await make(want, context);
 }
 
@@ -186,7 +186,8 @@ function phases({ mode, skipPhases, uploadCertificates }: Want, done: readonly s
 	];
 }
 
-async function reset({ exec, signal }: StepContext, { leaveEtcd }: { leaveEtcd: boolean }): Promise<void> {
+/** With `skipEtcd` its member is gone already: kubeadm would ask for it at length, of an API server that has just lost its etcd. */
+async function reset({ exec, signal }: StepContext, { skipEtcd }: { skipEtcd: boolean }): Promise<void> {
 	await exec(
 		"kubeadm",
 		[
@@ -194,7 +195,7 @@ async function reset({ exec, signal }: StepContext, { leaveEtcd }: { leaveEtcd: 
 			"--force",
 			"--cleanup-tmp-dir",
 			`--cri-socket=${CRI_SOCKET}`,
-			...(leaveEtcd ? ["--skip-phases=remove-etcd-member"] : []),
+			...(skipEtcd ? ["--skip-phases=remove-etcd-member"] : []),
 		],
 		{ signal },
 	);

@@ -10,7 +10,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { compareVersions, minorsBetween } from "../../protocol/versions.ts";
 import { balancer } from "./balancer.ts";
 import { directory } from "./directory.ts";
-import { leaving, membersIn } from "./etcd-members.ts";
+import { membersIn, takeOut } from "./etcd-members.ts";
 import { type Exec, execute } from "./exec.ts";
 import { superseded } from "./image.ts";
 import { decide, type Found } from "./kubeadm.ts";
@@ -196,14 +196,39 @@ it("reads etcd's members", () => {
 	]);
 });
 
-it("takes a member out of etcd unless it is the last one", () => {
-	const all = [
-		{ id: "8e9e05c52164694d", name: "host-1" },
-		{ id: "91bc3c398fb3c146", name: "host-2" },
-	];
-	expect(leaving(all, "host-2")).toBe("91bc3c398fb3c146");
-	expect(leaving(all.slice(0, 1), "host-1")).toBeUndefined();
-	expect(leaving(all, "host-3")).toBeUndefined();
+describe("taking a member out of etcd", () => {
+	const members = (...names: string[]) =>
+		names.map((name) => `id-${name}, started, ${name}, https://${name}:2380, https://${name}:2379, false\n`).join("");
+	const run = async (list: string, isOwnDead = false) => {
+		const removals: string[][] = [];
+		const exec: Exec = async (_program, args) => {
+			const isOwn = args.filter((arg) => arg.startsWith("--endpoints")).join() === "--endpoints=https://127.0.0.1:2379";
+			if (isOwn && isOwnDead) throw new Error("connection refused");
+			if (args.includes("remove")) removals.push(args.filter((arg) => /^(--endpoints|id-)/.test(arg)));
+			return { code: 0, stdout: list, stderr: "" };
+		};
+		const isDone = await takeOut("host-1", ["https://host-2:2379", "https://host-3:2379"], context(exec));
+		return { isDone, removals };
+	};
+	const byOthers = {
+		isDone: true,
+		removals: [["--endpoints=https://host-2:2379,https://host-3:2379", "id-host-1"]],
+	};
+
+	it("is done by the others, since its own stops while it answers", async () => {
+		expect(await run(members("host-1", "host-2"))).toEqual(byOthers);
+		expect(await run(members("host-1", "host-2"), true)).toEqual(byOthers);
+	});
+
+	it("is left out for the last one, and for one that is out already", async () => {
+		expect(await run(members("host-1"))).toEqual({ isDone: true, removals: [] });
+		expect(await run(members("host-2", "host-3"), true)).toEqual({ isDone: true, removals: [] });
+	});
+
+	it("is left to kubeadm, which knows it by its address, when one has never started", async () => {
+		const unstarted = "id, unstarted, , https://host-1:2380, , true\n";
+		expect(await run(`${members("host-2", "host-3")}${unstarted}`, true)).toEqual({ isDone: false, removals: [] });
+	});
 });
 
 async function selfSigned(): Promise<{ key: string; cert: string }> {

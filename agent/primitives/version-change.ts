@@ -377,7 +377,7 @@ async function snapshot(version: string, { exec, signal, now, log }: StepContext
 }
 
 /** How etcdctl speaks to this host's member. */
-export const etcdIdentity = [
+export const etcdIdentity: readonly [endpoints: string, ...identity: string[]] = [
 	"--endpoints=https://127.0.0.1:2379",
 	`--cacert=${KUBERNETES}/pki/etcd/ca.crt`,
 	`--cert=${KUBERNETES}/pki/etcd/healthcheck-client.crt`,
