@@ -17,7 +17,7 @@ const AWAY_MS = 5_000;
 const CLEANING_MS = 15 * 60_000;
 
 /**
- * The whole cluster goes: workers drained and reset, then control planes, the one made first last. It always ends: a host out
+ * The whole cluster goes: workers are drained, then control planes, the one made first last. It always ends: a host out
  * of reach, or one that can't be cleaned, stays behind with what it holds (Host.status.leftBehind), and cleans itself later.
  */
 export function planDeletion(observed: Observed): Plan {
@@ -73,11 +73,16 @@ export function planDeletion(observed: Observed): Plan {
 	};
 }
 
-/** Who goes now: all workers at once, then the control planes one by one. */
+/**
+ * Who goes now: all workers at once, then the control planes one by one, while the workers clean themselves: only a drain needs
+ * an API server.
+ */
 function nextToGo({ cluster }: Observed, hosts: readonly Host[]): readonly Host[] {
-	const workers = hosts.filter((host) => roleKind(host, cluster) === "worker");
-	if (workers.length > 0) return workers;
-	const first = hosts.find((host) => modeOf(host) === "init");
-	const others = hosts.filter((host) => host !== first);
-	return others.length > 0 ? others.slice(-1) : hosts;
+	const isWorker = (host: Host) => roleKind(host, cluster) === "worker";
+	const workers = hosts.filter(isWorker);
+	if (workers.some((host) => clusterOf(host) !== undefined)) return workers;
+	const controlPlanes = hosts.filter((host) => !isWorker(host));
+	const first = controlPlanes.find((host) => modeOf(host) === "init");
+	const others = controlPlanes.filter((host) => host !== first);
+	return [...workers, ...(others.length > 0 ? others.slice(-1) : controlPlanes)];
 }

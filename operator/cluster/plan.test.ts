@@ -223,6 +223,21 @@ describe("deleting a cluster", () => {
 		expect(site.joinSecret).toBe(false);
 	});
 
+	it("lets control planes go when workers have drained, and does not wait until these are clean", () => {
+		const site = made();
+		const cleaning = site.host("h2");
+		while (cleaning.spec.roles.length > 0) site.step();
+		const { now } = site;
+		while (!site.history.includes("removeRole h1")) {
+			// It cleans itself all the while.
+			cleaning.status = { ...cleaning.status, roles: [{ name: "kubernetes", version: "v1.36.3", phase: "Removing" }] };
+			site.step();
+			expect(site.now - now).toBeLessThan(60_000);
+		}
+		expect(site.finished).toBeUndefined();
+		expect(site.run(20).finished).toEqual([]);
+	});
+
 	it("does not wait for ever for a pod that its budget holds", () => {
 		const site = made();
 		const node = site.nodes.get("h2");
