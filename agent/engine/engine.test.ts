@@ -222,6 +222,39 @@ describe("Engine", () => {
 		expect(readFileSync(host("motd"), "utf8")).toBe("as found");
 	});
 
+	it("does what it can while files still come, and a role that is taken away meanwhile leaves none of them", async () => {
+		const whole = bundle(
+			{
+				parameters,
+				steps: [...steps(), { name: "late", use: "binary", with: { path: join(root, "host/late"), blob: "bin/late" } }],
+			},
+			{ "bin/tool": "#!", "bin/late": "late" },
+		);
+		const late = createHash("sha256").update("late").digest("hex");
+		const blob: BundleSource["blob"] = (file, signal) =>
+			file.sha256 === late ? stuck(signal) : whole.blob(file, signal);
+		const prune = vi.fn(async () => {});
+		const { engine } = start({ ...whole, blob, prune }, ok, role());
+		await vi.waitFor(() => expect(engine.status()[0]).toMatchObject({ step: "fetch files 1/2", done: 5, total: 6 }));
+		expect(prune).not.toHaveBeenCalled();
+		engine.setDesired(none);
+		await vi.waitFor(() => expect(prune).toHaveBeenCalledWith(new Set()));
+		expect(engine.status()).toEqual([]);
+	});
+
+	it("a role that is taken away before its first step leaves nothing that was fetched", async () => {
+		const one = [{ name: "program", use: "binary", with: { path: join(root, "host/tool"), blob: "bin/tool" } }];
+		const whole = bundle({ parameters, steps: one }, { "bin/tool": "#!" });
+		const tool = createHash("sha256").update("#!").digest("hex");
+		const blob: BundleSource["blob"] = (file, signal) =>
+			file.sha256 === tool ? stuck(signal) : whole.blob(file, signal);
+		const prune = vi.fn(async () => {});
+		const { engine } = start({ ...whole, blob, prune }, ok, role());
+		await vi.waitFor(() => expect(engine.status()[0]).toMatchObject({ step: "fetch files 0/1", done: 0 }));
+		engine.setDesired(none);
+		await vi.waitFor(() => expect(prune).toHaveBeenCalledWith(new Set()));
+	});
+
 	it("leaves a step for another version, and keeps the files of the version before and nothing older", async () => {
 		const tool = { path: join(root, "host/{{release.version}}/tool"), blob: "bin/tool", slot: "tool" };
 		const program = { name: "program", use: "binary", with: tool };

@@ -39,6 +39,7 @@ export type DesiredRoles = Pick<DesiredState, "roles" | "paused" | "validUntil">
 const FIRST_RETRY = 1000;
 const LAST_RETRY = 60_000;
 const DOWNLOADS = 4;
+const FETCHING = "fetch files";
 
 /** What the engine knows of one role while it runs; everything that must outlive it is in the journal. */
 interface Run {
@@ -58,6 +59,15 @@ interface Run {
 	failure: { readonly error: GroundplaneError; readonly step: string } | undefined;
 	failures: number;
 	notBefore: number;
+	/** Files that come while steps are done already; absent when nothing has to come. */
+	fetching: Fetching | undefined;
+}
+
+interface Fetching {
+	done: number;
+	readonly total: number;
+	/** Ends it, and resolves when nothing of it is under way any more. What has come of a file so far stays. */
+	readonly stop: () => Promise<void>;
 }
 
 /**
@@ -136,13 +146,14 @@ export class Engine {
 			}
 		} finally {
 			signal.removeEventListener("abort", stop);
+			for (const { fetching } of this.#runs.values()) await fetching?.stop();
 		}
 	}
 
 	/** One look and at most one step. Gives the milliseconds until there is something to do again. */
 	async #turn(signal: AbortSignal): Promise<number> {
 		if (!this.#desired) return LAST_RETRY;
-		this.#adopt(this.#desired);
+		await this.#adopt(this.#desired);
 		if (this.#frozen()) return LAST_RETRY;
 		let next = this.#options.recheckMs;
 		for (const run of this.#runs.values()) {
@@ -159,13 +170,19 @@ export class Engine {
 	}
 
 	/** Takes over the desired state: roles to remove come first, since a role to come may need their place. */
-	#adopt({ roles }: DesiredRoles): void {
+	async #adopt({ roles }: DesiredRoles): Promise<void> {
 		const wanted = new Map(roles.map((role) => [role.name, role]));
 		const gone = [...new Set([...this.#journal.keys(), ...this.#runs.keys()])].filter((name) => !wanted.has(name));
 		const order = [...gone, ...wanted.keys()];
+		const before = [...this.#runs.values()];
 		const runs = order.map((name) => this.#runOf(name, wanted.get(name)));
+		for (const run of before) if (!runs.includes(run)) await run.fetching?.stop();
 		this.#runs.clear();
-		for (const run of runs) if (run.desired || this.#journal.has(run.name)) this.#runs.set(run.name, run);
+		for (const run of runs) {
+			if (run.desired || this.#journal.has(run.name)) this.#runs.set(run.name, run);
+			// Taken away before its first step: only what was fetched for it is there.
+			else if (before.some(({ name, desired }) => name === run.name && desired)) await this.#forget(run);
+		}
 	}
 
 	#runOf(name: string, desired: DesiredRole | undefined): Run {
@@ -188,6 +205,7 @@ export class Engine {
 			failure: undefined,
 			failures: 0,
 			notBefore: 0,
+			fetching: undefined,
 		};
 	}
 
@@ -240,9 +258,14 @@ export class Engine {
 		// After a restart of the agent a role that was applied counts as such until a look at the host says otherwise.
 		run.converged =
 			journal?.identity === run.rendered.identity && run.rendered.steps.every((step) => isDone(step, journal));
-		if (!journal || journal.version !== desired.version) await this.#fetchAhead(run, manifest, signal);
-		if (journal && journal.version !== desired.version)
+		if (journal && journal.version !== desired.version) {
+			// Nothing of a node that works is touched before all of the new version is here.
+			const fetching = this.#fetch(run, manifest, signal);
+			await fetching.whole.finally(fetching.stop);
 			await this.#pruneBundles(run, journal.version, manifest, signal);
+		} else if (!journal || journal.identity === run.rendered.identity) {
+			run.fetching = this.#fetch(run, manifest, signal);
+		}
 	}
 
 	/** Keeps the files of the version that is wanted and of the one before, for the way back; those of older ones go. */
@@ -254,21 +277,49 @@ export class Engine {
 		if (previous) await bundles.prune?.(new Set([...manifest.files, ...previous.files].map(({ sha256 }) => sha256)));
 	}
 
-	/** Before the first step of a new role or version: everything it needs, a few at a time, so that steps don't wait for the network. */
-	async #fetchAhead(run: Run, manifest: ReleaseManifest, signal: AbortSignal): Promise<void> {
-		const needed = new Set((run.rendered?.steps ?? []).map(({ want }) => (want as { blob?: unknown }).blob));
-		const queue = manifest.files.filter(({ path }) => needed.has(path));
-		const total = queue.length;
-		let done = 0;
+	/**
+	 * Fetches what steps need that are not done, in their order and a few at a time, so that no step waits for the network
+	 * longer than it must. What can't be fetched is said by `whole`, or by the step that needs it.
+	 */
+	#fetch(run: Run, manifest: ReleaseManifest, signal: AbortSignal): Fetching & { readonly whole: Promise<void> } {
+		const { bundles } = this.#options;
+		const journal = this.#journal.get(run.name);
+		const needed = (run.rendered?.steps ?? []).filter((step) => !isDone(step, journal)).map(blobOf);
+		const queue = [...new Set(needed)].flatMap((path) => manifest.files.find((file) => file.path === path) ?? []);
+		const abort = new AbortController();
+		const either = AbortSignal.any([signal, abort.signal]);
 		const worker = async () => {
-			for (let file = queue.shift(); file; file = queue.shift()) {
-				await this.#options.bundles.blob(file, signal);
-				done += 1;
-				run.current = `fetch files ${done}/${total}`;
-				this.#report();
+			for (let file = queue.shift(); file && !either.aborted; file = queue.shift()) {
+				await bundles.blob(file, either);
+				fetching.done += 1;
+				if (run.current?.startsWith(FETCHING)) this.#tellFetching(run, fetching);
 			}
 		};
-		await Promise.all(Array.from({ length: DOWNLOADS }, worker));
+		const fetching = { done: 0, total: queue.length, stop, whole: Promise.resolve() };
+		if (queue.length > 0) this.#tellFetching(run, fetching);
+		const workers = Array.from({ length: DOWNLOADS }, worker);
+		const settled = Promise.allSettled(workers);
+		fetching.whole = Promise.all(workers).then(() => {});
+		fetching.whole.catch(() => {});
+		async function stop() {
+			abort.abort();
+			await settled;
+		}
+		return fetching;
+	}
+
+	#tellFetching(run: Run, { done, total }: Fetching): void {
+		run.current = `${FETCHING} ${done}/${total}`;
+		this.#report();
+	}
+
+	/** Has the file of a step here before its time begins to count: a line may be slow, a step may not. */
+	async #arrive(run: Run, step: Step, signal: AbortSignal): Promise<void> {
+		const path = blobOf(step);
+		const file = run.manifest?.files.find((one) => one.path === path);
+		if (!file) return;
+		if (run.fetching && run.fetching.done < run.fetching.total) this.#tellFetching(run, run.fetching);
+		await this.#options.bundles.blob(file, signal);
 	}
 
 	/** Forgets observations that are older than their interval, so that drift is found. */
@@ -291,15 +342,17 @@ export class Engine {
 		const name = action.do === "undo" ? action.entry.name : action.step.name;
 		const abort = new AbortController();
 		const timeout = action.do === "undo" ? 300_000 : action.step.timeout;
-		const deadline = setTimeout(() => {
-			abort.abort(
-				new GroundplaneError("StepTimeout", `${name} took longer than ${timeout / 1000} s`, {
-					next: "Look at the host's load, disk and network; it is tried again by itself.",
-				}),
-			);
-		}, timeout);
+		let deadline: NodeJS.Timeout | undefined;
 		this.#underWay = { role: run.name, abort };
 		try {
+			if (action.do === "apply") await this.#arrive(run, action.step, AbortSignal.any([signal, abort.signal]));
+			deadline = setTimeout(() => {
+				abort.abort(
+					new GroundplaneError("StepTimeout", `${name} took longer than ${timeout / 1000} s`, {
+						next: "Look at the host's load, disk and network; it is tried again by itself.",
+					}),
+				);
+			}, timeout);
 			const context = this.#context(run, AbortSignal.any([signal, abort.signal]));
 			if (action.do === "check") await this.#check(run, action.step, context);
 			else if (action.do === "apply") await this.#apply(run, action.step, context);
@@ -510,6 +563,9 @@ export class Engine {
 		clearTimeout(timer);
 	}
 }
+
+/** Path inside the bundle of the file that a step puts onto the host, for those that do. */
+const blobOf = ({ want }: Step): unknown => (want as { blob?: unknown }).blob;
 
 function isDone(step: Step, journal: Journal | undefined): boolean {
 	const entry = journal?.entries.find(({ name }) => name === step.name);
