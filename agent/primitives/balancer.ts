@@ -14,11 +14,10 @@ type Want = z.output<typeof balancerWant>;
 const balancerMemory = z.object({ address: z.string(), table: z.string() });
 
 /**
- * What the last apply found to answer, by table. The look that follows it at once takes that for granted: an API server that
- * came or went in between is nothing that works against the step, and is seen at the next look.
+ * What the last apply found to answer, by table. The look that follows it, and none after that, takes it for granted however long
+ * a busy host took to get there: an API server that came or went in between is nothing that works against the step.
  */
-const lastFound = new Map<string, { readonly at: number; readonly of: string; readonly backends: readonly string[] }>();
-const FRESH_MS = 5_000;
+const lastFound = new Map<string, { readonly of: string; readonly backends: readonly string[] }>();
 
 /**
  * A load balancer in the kernel: an nftables DNAT from a virtual address to the backends that answer. When
@@ -35,18 +34,18 @@ export const balancer: Primitive<Want, z.output<typeof balancerMemory>> = {
 		const installed = await installedBackends(want, context);
 		if (installed === undefined) return { ok: false, why: `nftables table ${want.table} is missing` };
 		const found = lastFound.get(want.table);
-		const isFresh = found?.of === want.backends.join() && context.now() - found.at < FRESH_MS;
-		const wanted = isFresh ? found.backends : await wantedBackends(want);
+		lastFound.delete(want.table);
+		const wanted = found?.of === want.backends.join() ? found.backends : await wantedBackends(want);
 		if (installed.join() !== wanted.join())
 			return { ok: false, why: `it leads to ${installed.join(", ")} and should lead to ${wanted.join(", ")}` };
 		return { ok: true };
 	},
 	remember: async ({ address, table }) => ({ address, table }),
-	async apply(want, { exec, signal, now }) {
+	async apply(want, { exec, signal }) {
 		await exec("ip", ["address", "replace", `${want.address}/32`, "dev", "lo"], { signal });
 		const backends = await wantedBackends(want);
 		await exec("nft", ["--file", "-"], { signal, input: ruleset({ ...want, backends }) });
-		lastFound.set(want.table, { at: now(), of: want.backends.join(), backends });
+		lastFound.set(want.table, { of: want.backends.join(), backends });
 	},
 	async undo({ address, table }, { exec, signal }) {
 		await exec("nft", ["delete", "table", "ip", table], { signal, codes: true });
