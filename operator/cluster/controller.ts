@@ -3,7 +3,7 @@ import type { Cluster, ClusterStatus } from "../../crds/cluster.ts";
 import type { Host } from "../../crds/host.ts";
 import { asGroundplaneError, type GroundplaneError } from "../../protocol/errors.ts";
 import { type ControllerDeps, EPOCH, type Informers, regionOf } from "../deps.ts";
-import { FORMER_CLUSTER } from "../host/summary.ts";
+import { ASKED, FORMER_CLUSTER } from "../host/summary.ts";
 import { addFinalizer, applyStatus, removeFinalizer } from "../kube/apply.ts";
 import { KubeClient } from "../kube/client.ts";
 import { getCondition, setConditions } from "../kube/conditions.ts";
@@ -298,7 +298,11 @@ class ClusterReconciler {
 				if (workload !== undefined && secret !== undefined) await deleteBootstrapToken(workload, tokenOf(secret) ?? "");
 				return;
 			case "drain":
-				if (workload !== undefined) await drain(workload, action.host, { force: action.force, now: now(), signal });
+				if (workload !== undefined) {
+					const options = { force: action.force, now: now(), signal };
+					// A host without power drains for ever, and nothing is said to it meanwhile.
+					if (await drain(workload, action.host, options)) await this.#ask(cluster, action.host);
+				}
 				return;
 			case "uncordon":
 				if (workload !== undefined) await uncordon(workload, action.host);
@@ -316,6 +320,13 @@ class ClusterReconciler {
 				await this.#finish(cluster, action.leftBehind, signal);
 				return;
 		}
+	}
+
+	/** Has a host asked whether it is there. */
+	async #ask({ metadata: { namespace } }: Cluster, name: string): Promise<void> {
+		const { client, now } = this.#deps;
+		const annotations = { [ASKED]: new Date(now()).toISOString() };
+		await client.patch(hosts, { name, ...(namespace && { namespace }) }, { metadata: { annotations } });
 	}
 
 	/** Owns the entry `kubernetes` of Host.spec.roles and nothing else: server-side apply merges the list by name. */

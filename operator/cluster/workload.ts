@@ -185,14 +185,17 @@ async function evictable(client: KubeClient, node: string, signal: AbortSignal):
 	);
 }
 
-/** Cordons a node and asks for the eviction of its pods; with `force`, deletes those that their budgets still hold. */
+/**
+ * Cordons a node and asks for the eviction of its pods; with `force`, deletes those that their budgets still hold. Tells whether
+ * the drain begins now.
+ */
 export async function drain(
 	client: KubeClient,
 	node: string,
 	{ force, now, signal }: { force: boolean; now: number; signal: AbortSignal },
-): Promise<void> {
+): Promise<boolean> {
 	const current = await client.find(nodes, node, undefined, { signal });
-	if (current === undefined) return;
+	if (current === undefined) return false;
 	if (!current.spec?.unschedulable || !isDraining(current)) {
 		// A node that a person has cordoned stays so afterwards.
 		const cordoned = current.spec?.unschedulable && !isDraining(current) ? { [CORDONED]: "true" } : {};
@@ -220,6 +223,7 @@ export async function drain(
 			if (!(error instanceof KubeError && (error.httpStatus === 404 || error.httpStatus === 429))) throw error;
 		}
 	}
+	return !isDraining(current);
 }
 
 /** Ends a drain: the node takes pods again, unless a person had cordoned it before. */

@@ -11,9 +11,11 @@ import { type Counter, Gauge, type Metrics } from "../kit/metrics.ts";
 import { backoffMs } from "../kit/retry.ts";
 import { type AgentsPlan, agentOf, planAgents } from "./agents.ts";
 import {
+	ASKED,
 	contentOf,
 	type DesiredStateSigner,
 	digestOf,
+	isAsked,
 	nextDocument,
 	type RoleSecrets,
 	renewAt,
@@ -74,6 +76,8 @@ export class HostsController {
 	readonly #reflector: Reflector<Host>;
 	readonly #controller: Controller<Host>;
 	readonly #sent = new Map<string, Sent>();
+	/** On which account a host was last asked whether it is there. */
+	readonly #asked = new Map<string, string>();
 	/** Digest of our part of the status that a Host of the store has: the parts themselves are large. */
 	readonly #written = new WeakMap<Host, Written>();
 	/** When a minor change of a status is to be written. */
@@ -168,6 +172,7 @@ export class HostsController {
 			return {};
 		}
 		if (!host) return {};
+		this.#ask(host);
 		const { current, problem, requeueAfter } = machine
 			? await this.#deliver(host, machine, signal)
 			: { current: undefined, problem: undefined, requeueAfter: undefined };
@@ -176,6 +181,15 @@ export class HostsController {
 		if (problem) throw problem;
 		const again = Math.min(requeueAfter ?? Number.POSITIVE_INFINITY, writeIn ?? Number.POSITIVE_INFINITY);
 		return Number.isFinite(again) ? { requeueAfter: again } : {};
+	}
+
+	/** Any answer will do: a host that gives none has its tunnel closed by the gateway. */
+	#ask(host: Host): void {
+		const { send, now } = this.#options;
+		const { name, annotations } = host.metadata;
+		if (!isAsked(host, this.#asked.get(name), now())) return;
+		this.#asked.set(name, annotations?.[ASKED] ?? "");
+		send(name, { type: "report" });
 	}
 
 	/** Signs a new document if need be, and sends the current one until the host has acknowledged it. */
@@ -306,6 +320,7 @@ export class HostsController {
 		if (!(await inventory.forget(machine.name, machine.uid))) return;
 		this.#sent.delete(machine.name);
 		this.#minorDue.delete(machine.name);
+		this.#asked.delete(machine.name);
 		log.info({ host: machine.name }, "the Host is gone: revoked its certificates, closing its tunnel");
 		await farewell(machine.name);
 	}

@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import type { Host } from "../../crds/host.ts";
 import type { GroundplaneError } from "../../protocol/errors.ts";
 import { arrival } from "./controller.ts";
-import { contentOf, digestOf, nextDocument, renewAt } from "./desired-state.ts";
+import { contentOf, digestOf, isAsked, nextDocument, renewAt } from "./desired-state.ts";
 import { checkIdentity, checkRequest } from "./enrolment.ts";
 import { type Document, type HostRecord, isSameTunnel, isStale } from "./inventory.ts";
 import { inBatches } from "./reports.ts";
@@ -25,6 +25,17 @@ function host(change: { metadata?: Partial<Host["metadata"]>; spec?: Partial<Hos
 		spec: { approved: true, maintenance: false, roles: [], ...change.spec },
 	};
 }
+
+test("a host is asked whether it is there, once on each account, and not on old ones", () => {
+	const now = Date.parse("2026-01-01T00:01:00Z");
+	const asked = (at: string) => host({ metadata: { annotations: { "groundplane.io/asked": at } } });
+	expect(isAsked(host(), undefined, now)).toBe(false);
+	expect(isAsked(asked("2026-01-01T00:00:59Z"), undefined, now)).toBe(true);
+	expect(isAsked(asked("2026-01-01T00:00:59Z"), "2026-01-01T00:00:30Z", now)).toBe(true);
+	expect(isAsked(asked("2026-01-01T00:00:59Z"), "2026-01-01T00:00:59Z", now)).toBe(false);
+	expect(isAsked(asked("2026-01-01T00:00:00Z"), undefined, now)).toBe(false);
+	expect(isAsked(asked("tomorrow"), undefined, now)).toBe(false);
+});
 
 describe("enrolment", () => {
 	const now = 1_800_000_000_000;

@@ -11,6 +11,9 @@ import type { Document } from "./inventory.ts";
 /** Annotation that the operator's host controller sets from its Lease: documents of an older operator are refused. */
 export const EPOCH = "groundplane.io/epoch";
 
+/** Annotation that the operator's cluster controller sets when it needs to know whether the host is there (RFC 3339). */
+export const ASKED = "groundplane.io/asked";
+
 /** What a document says, apart from numbers and times. */
 export type Content = Pick<DesiredState, "epoch" | "paused" | "roles" | "agent">;
 
@@ -34,6 +37,15 @@ export function contentOf(host: Host, secrets: RoleSecrets, agent?: Content["age
 	if (deleting) return { epoch, paused: false, roles: [] };
 	const roles = gets(host) ? host.spec.roles.map((role) => withSecret(role, secrets)) : [];
 	return { epoch, paused: !host.spec.approved || host.spec.maintenance, roles, ...(agent && { agent }) };
+}
+
+/** A question of that age is not asked any more: whoever wanted to know has learnt it otherwise. */
+const ASKED_MS = 60_000;
+
+/** Whether a host is to be asked if it is there: somebody wants to know, and it was not asked on that account (`before`). */
+export function isAsked({ metadata }: Host, before: string | undefined, now: number): boolean {
+	const asked = metadata.annotations?.[ASKED];
+	return asked !== undefined && asked !== before && Math.abs(now - Date.parse(asked)) < ASKED_MS;
 }
 
 const gets = (host: Host) => host.spec.approved && host.metadata.deletionTimestamp === undefined;
