@@ -10,7 +10,7 @@ export const CONTROL_PLANES = ["host-1", "host-2", "host-3"] as const;
 const WORKERS = ["host-4", "host-5"] as const;
 const OLD = "v1.35.4";
 export const NEW = "v1.36.3";
-const NAME = "changes";
+export const NAME = "changes";
 
 const ADMIN = "/etc/kubernetes/admin.conf";
 const ETCD = "/etc/kubernetes/pki/etcd";
@@ -69,7 +69,7 @@ export async function become(wanted: Wanted = {}, timeoutMs = 15 * 60_000): Prom
 }
 
 export const cluster = () => demo.get<Cluster>("cluster", NAME, demo.namespace);
-const host = (name: string) => demo.get<Host>("host", name, demo.namespace);
+export const host = (name: string) => demo.get<Host>("host", name, demo.namespace);
 
 /** Waits until the cluster is ready as it was wanted, and looks for what should not be there any more. */
 export async function expectWhole(wanted: Wanted = {}, timeoutMs = 15 * 60_000): Promise<void> {
@@ -94,7 +94,7 @@ export async function expectWhole(wanted: Wanted = {}, timeoutMs = 15 * 60_000):
 }
 
 /** Waits until hosts are free, in nobody's ledger, and as they were found. */
-async function expectClean(names: readonly string[] = ALL, timeoutMs = 240_000): Promise<void> {
+export async function expectClean(names: readonly string[] = ALL, timeoutMs = 240_000): Promise<void> {
 	for (const name of names) {
 		await eventually(async () => {
 			const { spec, status } = (await host(name)) ?? {};
@@ -111,11 +111,11 @@ async function expectClean(names: readonly string[] = ALL, timeoutMs = 240_000):
 }
 
 /** Runs a line of shell on a host. */
-const on = (name: string, line: string): Promise<string> =>
+export const on = (name: string, line: string): Promise<string> =>
 	demo.lab.run(name, ["sh", "-c", line], { timeoutMs: 120_000 });
 
 /** kubectl of a control plane itself, not by way of the region. */
-const kubectl = (command: string): string =>
+export const kubectl = (command: string): string =>
 	`kubectl --kubeconfig ${ADMIN} --cache-dir=/tmp/gp-kubectl --request-timeout=20s ${command}`;
 
 /** Versions of the nodes, and whether each takes pods. */
