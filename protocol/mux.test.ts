@@ -657,11 +657,10 @@ test("the window of a bulk transfer yields while somebody works, and not otherwi
 	let time = 0;
 	const { a, b } = connect({ now: () => time });
 	const [bulk, sink] = await pair(a, b, "bulk");
-	const [keys, terminal] = await pair(a, b, "interactive");
 	const transfer = async () => {
 		sink.resume();
 		for (let count = 0; count < 20; count++) {
-			bulk.write(bytes(64 * 1024));
+			bulk.write(bytes(16 * 1024));
 			await vi.waitFor(() => expect(bulk.writableLength).toBe(0));
 			time += 100;
 			await turn();
@@ -669,12 +668,40 @@ test("the window of a bulk transfer yields while somebody works, and not otherwi
 	};
 	await transfer();
 	expect(sink.window).toBe(256 * 1024);
+	const [keys, terminal] = await pair(a, b, "interactive");
 	terminal.resume();
 	keys.write("ls");
 	await vi.waitFor(() => expect(b.stats().bytesIn.interactive).toBe(2));
 	await transfer();
-	expect(sink.window).toBe(64 * 1024);
+	expect(sink.window).toBe(32 * 1024);
 });
+
+test.each([
+	["what stood in the line was much", 50, 32 * 1024],
+	["nothing stood in the line", 0, 256 * 1024],
+])(
+	"bulk waits until the line is dry when somebody begins to work, and gives credit back when %s",
+	async (_name, tookMs, window) => {
+		let time = 0;
+		const { a, b } = connect({ now: () => time });
+		const [bulk, sink] = await pair(a, b, "bulk");
+		await vi.waitFor(() => expect(a.rttMs).toBe(0));
+		const opened = pair(a, b, "interactive");
+		const sent = bytes(600 * 1024);
+		bulk.end(sent);
+		// What is sent leaves at the end of the turn; an answer comes in a later one.
+		await new Promise<void>((resolve) => process.nextTick(resolve));
+		expect(a.stats().bytesOut.bulk).toBe(0);
+		time += tookMs;
+		await opened;
+		await vi.waitFor(() => expect(sink.readableLength).toBeGreaterThan(window - 256));
+		expect(sink.window).toBe(window);
+		// The next one who comes does not have it wait again: somebody is at work.
+		const another = pair(a, b, "interactive");
+		expect((await buffer(sink)).equals(sent)).toBe(true);
+		await another;
+	},
+);
 
 test("the time that streams wait for a reader is counted", async () => {
 	let time = 0;

@@ -149,6 +149,8 @@ const QUANTA: Readonly<Record<Lane, number>> = { control: 16 * 1024, interactive
 const FIRST_PINGS = 16;
 /** Somebody who works over the tunnel is expected to go on for so long. */
 const ATTENDED_MS = 5_000;
+/** Bulk waits no longer than this for those who begin to work. */
+const DRAIN_MS = 1_000;
 const MAX_SERVICE_LENGTH = 128;
 /** A lane that was passed over by this many bytes of higher lanes gets a turn. */
 const PASSED_OVER = 256 * 1024;
@@ -221,6 +223,8 @@ export class Session extends EventEmitter<SessionEvents> {
 	#carries = false;
 	/** When data of the interactive lane came last. */
 	#attendedAt = Number.NEGATIVE_INFINITY;
+	/** Bulk waits until what stands in the line has left it. */
+	#drain: { done: () => void; timer: NodeJS.Timeout } | undefined;
 	#bytesIn: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#bytesOut: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#opened = 0;
@@ -402,6 +406,7 @@ export class Session extends EventEmitter<SessionEvents> {
 			id = this.#nextId;
 			this.#nextId += 2;
 			this.#opening.set(id, { service, lane, window, resolve, reject });
+			if (lane === "interactive") this.#attend();
 			this.#send(FrameType.OPEN, id, JSON.stringify({ service, lane, window }));
 		};
 		try {
@@ -481,7 +486,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		}
 		this.#bytesIn[stream.lane] += piece.length;
 		this.#spend(stream.lane, piece.length);
-		if (stream.lane === "interactive") this.#attendedAt = this.#heardAt;
+		if (stream.lane === "interactive") this.#attend();
 		if (piece.length >= MIN_PIECE_BYTES) passedOn(piece.length);
 		if (!stream.receive(piece, cost)) throw protocolError(`data beyond credit or end on stream ${id}`);
 	}
@@ -527,7 +532,8 @@ export class Session extends EventEmitter<SessionEvents> {
 					this.#rtt = this.#rtt === undefined ? sample : this.#rtt + (sample - this.#rtt) / 4;
 					const best = this.#bestRtt ?? sample;
 					const isQuickest = sample < best || this.#pingNumber <= FIRST_PINGS;
-					this.#bestRtt = isQuickest ? Math.min(best, sample) : best + (sample - best) / 16;
+					if (isQuickest) this.#bestRtt = Math.min(best, sample);
+					else if (this.#drain === undefined) this.#bestRtt = best + (sample - best) / 16;
 					this.#pingSentAt = undefined;
 					for (const { resolve } of this.#pings.splice(0)) resolve(sample);
 					this.#measureLine();
@@ -681,6 +687,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		this.#streams.set(id, stream);
 		this.#opened++;
 		this.#carries ||= lane !== "control";
+		if (lane === "interactive") this.#attend();
 		this.#measureLine();
 		return stream;
 	}
@@ -711,6 +718,52 @@ export class Session extends EventEmitter<SessionEvents> {
 	/** Somebody waits for answers: what stands in queues before them is to be short. */
 	get #isAttended(): boolean {
 		return this.#heardAt - this.#attendedAt < ATTENDED_MS;
+	}
+
+	#attend(): void {
+		const now = this.#now();
+		const begins = now - this.#attendedAt >= ATTENDED_MS;
+		this.#attendedAt = now;
+		if (begins) this.#drainLine();
+	}
+
+	/**
+	 * Somebody begins to work: bulk waits until what stands in the line has left it, which takes as long as a question that is put behind it,
+	 * and goes on with two round trips of what it gets through. The credit beyond that is given back, or it would stand there again.
+	 */
+	#drainLine(): void {
+		const bulk = [...this.#streams.values()].filter(({ lane }) => lane === "bulk");
+		if (bulk.length === 0 || this.#drain !== undefined) return;
+		// A line that says nothing is judged by the question that waits, which another one would put off.
+		if (this.#pingSentAt !== undefined && this.#heardAt < this.#pingSentAt) return;
+		const began = this.#now();
+		const given = bulk.map((stream) => stream.given);
+		const done = () => {
+			if (this.#drain?.done !== done) return;
+			clearTimeout(this.#drain.timer);
+			this.#drain = undefined;
+			const elapsedMs = this.#now() - began;
+			bulk.forEach((stream, index) => {
+				const bytes = stream.given - (given[index] as number);
+				const kept = this.#budget.keep({ bytes, elapsedMs, rttMs: this.#bestRtt ?? 0 });
+				if (kept !== undefined) this.#release(stream, kept);
+			});
+			this.#planTurn();
+		};
+		this.#drain = { done, timer: setTimeout(done, DRAIN_MS) };
+		// A question of its own: one that is under way may have overtaken what stands there.
+		this.#pings.push({ resolve: done, reject: () => {} });
+		this.#sendPing();
+	}
+
+	/** Gives credit beyond `kept` back, to a peer that can take it. */
+	#release(stream: TunnelStream, kept: number): void {
+		if (stream.silenced || this.#peer?.capabilities.includes("release") !== true) return;
+		const amount = stream.releaseCredit(kept);
+		if (amount === 0) return;
+		const payload = Buffer.allocUnsafe(4);
+		payload.writeUInt32BE(amount, 0);
+		this.#send(FrameType.RELEASE, stream.id, payload);
 	}
 
 	// Sending
@@ -820,7 +873,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		for (const lane of lanes) {
 			const queue = this.#lanes[lane];
 			while (queue.length > 0 && !(queue[0] as TunnelStream).sendable) (queue.shift() as TunnelStream).queued = false;
-			if (queue.length === 0 || this.#resting.has(lane)) this.#passedOver[lane] = 0;
+			if (queue.length === 0 || this.#resting.has(lane) || (lane === "bulk" && this.#drain)) this.#passedOver[lane] = 0;
 			else if (chosen === undefined || this.#passedOver[lane] >= PASSED_OVER) chosen = lane;
 		}
 		return chosen === undefined ? undefined : this.#lanes[chosen].shift();
@@ -835,6 +888,7 @@ export class Session extends EventEmitter<SessionEvents> {
 			batch.push(encodeHeader(FrameType.DATA, stream.id, bytes), ...parts);
 			total += HEADER_BYTES + bytes;
 			this.#bytesOut[stream.lane] += bytes;
+			if (stream.lane === "interactive") this.#attend();
 			this.#spend(stream.lane, bytes);
 			this.#passedOver[stream.lane] = 0;
 			for (const lane of lanes.slice(lanes.indexOf(stream.lane) + 1)) {
@@ -916,13 +970,8 @@ export class Session extends EventEmitter<SessionEvents> {
 
 	/** Streams that have been quiet for a while give large windows back, so that the peer has them for others. */
 	#releaseIdleCredit(): void {
-		if (this.#peer?.capabilities.includes("release") !== true) return;
 		for (const stream of this.#streams.values()) {
-			const amount = stream.releaseIdleCredit(this.limits.initialWindow);
-			if (amount === 0) continue;
-			const payload = Buffer.allocUnsafe(4);
-			payload.writeUInt32BE(amount, 0);
-			this.#send(FrameType.RELEASE, stream.id, payload);
+			if (stream.isIdle()) this.#release(stream, this.limits.initialWindow);
 		}
 	}
 
@@ -973,6 +1022,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		this.#ended = true;
 		clearTimeout(this.#keepalive);
 		clearTimeout(this.#probing);
+		clearTimeout(this.#drain?.timer);
 		for (const [lane, { since, timer }] of this.#resting) {
 			clearTimeout(timer);
 			this.#restedMs[lane] += this.#now() - since;

@@ -56,6 +56,8 @@ export class TunnelStream extends Duplex {
 	queued = false;
 
 	#credit: number;
+	/** Credit that the peer has given since the stream was opened. */
+	given = 0;
 	#waiting: Buffer[] = [];
 	#first = 0;
 	#offset = 0;
@@ -155,6 +157,7 @@ export class TunnelStream extends Duplex {
 	addCredit(amount: number): boolean {
 		if (this.starved) this.#host.starving(this, false);
 		this.#credit += amount;
+		this.given += amount;
 		if (this.#credit > Number.MAX_SAFE_INTEGER / 2) return false;
 		if (this.sendable) this.#host.wantsToSend(this);
 		return true;
@@ -233,12 +236,16 @@ export class TunnelStream extends Duplex {
 		return true;
 	}
 
-	/** Credit beyond `kept` of a stream that has sent nothing since it was last asked; it is gone then. */
-	releaseIdleCredit(kept: number): number {
-		const idle = !this.#sentSince && this.#written === undefined && this.#credit > kept;
+	/** It has sent nothing since this was last asked, and nothing waits. */
+	isIdle(): boolean {
+		const idle = !this.#sentSince && this.#written === undefined;
 		this.#sentSince = false;
-		if (!idle) return 0;
-		const amount = Math.min(this.#credit - kept, 0xffff_ffff);
+		return idle;
+	}
+
+	/** Gives up what credit there is beyond `kept`. */
+	releaseCredit(kept: number): number {
+		const amount = Math.max(0, Math.min(this.#credit - kept, 0xffff_ffff));
 		this.#credit -= amount;
 		return amount;
 	}

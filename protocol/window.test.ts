@@ -42,14 +42,30 @@ test.each([
 	["half a millisecond of a local line", 4096, { rate: 800_000, rttMs: 0.06 }, 400_000],
 	["two round trips of what it gets through", 4096, { rate: 12_500, rttMs: 20 }, 500_000],
 	[
-		"but a quarter of what it began with, should the line be slower than it seems",
+		"but an eighth of what it began with, should the line be slower than it seems",
 		256,
 		{ rate: 10, rttMs: 20 },
-		65_536,
+		32_768,
 	],
 	["more when that makes it faster", 256, { rate: 12_500, rttMs: 20 }, 512 * KB],
 ])("a window that yields holds %s", (_name, window, line, expected) => {
 	expect(settle({ ...line, yields: true }, new WindowBudget(limits), window * KB) * KB).toBe(expected);
+});
+
+test("a window that yields does not grow any more as soon as something stands in the line before it", () => {
+	const tuned = (elapsedMs: number, yields: boolean) =>
+		new WindowBudget(limits).tune({ window: 256 * KB, bytes: 256 * KB, elapsedMs, bestRate: 0 }, { rttMs: 20, yields })
+			.window / KB;
+	expect([tuned(40, true), tuned(41, true), tuned(41, false), tuned(80, false)]).toEqual([512, 256, 512, 512]);
+});
+
+test.each([
+	["all, when the line was dry before", { bytes: 200_000, elapsedMs: 60, rttMs: 20 }, undefined],
+	["all, when it took no time that anybody would notice", { bytes: 200_000, elapsedMs: 5, rttMs: 0.1 }, undefined],
+	["two round trips of what came through", { bytes: 1_000_000, elapsedMs: 200, rttMs: 20 }, 200_000],
+	["an eighth of what it began with, when that is nothing", { bytes: 0, elapsedMs: 1_000, rttMs: 20 }, 32_768],
+])("a sender keeps %s", (_name, drained, kept) => {
+	expect(new WindowBudget(limits).keep(drained)).toBe(kept);
 });
 
 test("what may be kept is never more than the budget, whatever streams come and go", () => {

@@ -24,8 +24,10 @@ export interface Round {
 
 /** A window that takes longer than this to be used up, and than four round trips, is not what limits. */
 const QUICK_MS = 0.5;
+/** What stands in a line for no longer than this is in nobody's way. */
+const SHORT_MS = 5;
 /** A window that yields keeps this part of the initial one, should round trips have become longer than the best of late. */
-const LEAST_PART = 1 / 4;
+const LEAST_PART = 1 / 8;
 /** An enlarged window is worth it when it makes the stream this much faster. */
 const GAIN = 1.2;
 /** This part of the budget stays free for streams to come. */
@@ -73,6 +75,15 @@ export class WindowBudget {
 	}
 
 	/**
+	 * What a stream that sends keeps of its credit when the line has been let run dry, which took `elapsedMs` and brought it `bytes` of credit:
+	 * two round trips of that. All, and undefined, when it took no longer than it takes over a line in which nothing stands.
+	 */
+	keep({ bytes, elapsedMs, rttMs }: { bytes: number; elapsedMs: number; rttMs: number }): number | undefined {
+		if (elapsedMs <= Math.max(SHORT_MS, 3 * rttMs)) return undefined;
+		return Math.max(this.#limits.initialWindow * LEAST_PART, Math.ceil((bytes / elapsedMs) * 2 * rttMs));
+	}
+
+	/**
 	 * The window of a stream after a round. It doubles as long as that makes the stream faster, so it comes to hold about two
 	 * bandwidth-delay products, and not more: what a line can't take would only stand in a queue before what is urgent. Over a short
 	 * line that is the kernels' buffers, where all that a window holds makes everybody wait. It is halved when the budget runs out.
@@ -94,7 +105,7 @@ export class WindowBudget {
 			const enough = Math.max(initialWindow * LEAST_PART, Math.ceil(rate * Math.max(QUICK_MS, 2 * rttMs)));
 			return yields && enough < window ? { window: enough, bestRate: rate } : { window, bestRate };
 		}
-		if (rate < GAIN * bestRate) return { window, bestRate };
+		if (rate < GAIN * bestRate || (yields && elapsedMs > Math.max(QUICK_MS, 2 * rttMs))) return { window, bestRate };
 		const larger = Math.min(maxWindow, 2 * window, window + Math.max(0, Math.floor(spare)));
 		return larger > window ? { window: larger, bestRate: rate } : { window, bestRate };
 	}
