@@ -71,17 +71,21 @@ export function planLeaving(
 	const nodeOf = (host: Host) => workload?.nodes.find(({ name }) => name === host.metadata.name);
 	const actions: Action[] = [];
 
-	const newcomers = known.filter(
-		({ host, node, applied }) =>
-			!applied && node === undefined && isConnected(host) && reportOf(host)?.phase !== "Failed",
+	const isNew = ({ applied, node }: Known) => !applied && node === undefined;
+	const workers = known.filter(
+		(one) =>
+			isNew(one) && isConnected(one.host) && reportOf(one.host)?.phase !== "Failed" && one.member.role === "worker",
 	);
-	// A control plane is worth waiting for while it is still a worker that leaves: that one waits for nobody in turn.
+	// A worker that can't come is not waited for. A control plane is, for as long as it is named: etcd would be left with fewer
+	// members than it is to have. One that is still a worker that leaves waits for nobody in turn.
 	const turned = turning.filter(({ role }) => role === "control-plane");
-	const comers = [...newcomers.map(({ member }) => member), ...turned];
-	const waitsFor = (host: Host) =>
-		turned.some((member) => member.host === host.metadata.name)
-			? undefined
-			: comers.find(({ role }) => (role === "control-plane") === isControlPlane(host));
+	const controlPlanes = [...turned, ...wanted.filter(({ role }) => role === "control-plane")].filter(
+		(member) => known.find((one) => one.member.host === member.host && !isNew(one)) === undefined,
+	);
+	const waitsFor = (host: Host): Member | undefined => {
+		if (turned.some((member) => member.host === host.metadata.name)) return undefined;
+		return isControlPlane(host) ? controlPlanes[0] : workers[0]?.member;
+	};
 	let room = cluster.spec.upgradePolicy.maxUnavailableWorkers;
 	let mayLeaveEtcd = !hosts.some((host) => isControlPlane(host) && clusterOf(host) === undefined);
 	const leaving = hosts.map((host): LeavingMember => {
