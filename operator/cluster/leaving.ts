@@ -48,7 +48,6 @@ interface Circumstances {
  * Hosts that carry this cluster's role and are no longer named: drained, then their role is taken away, then the Node. Who
  * takes their place joins first. Workers go within the budget; control planes one at a time, and only while etcd keeps its
  * majority without them.
- *
  */
 export function planLeaving(
 	observed: Observed,
