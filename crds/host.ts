@@ -2,6 +2,18 @@ import { z } from "zod";
 import { agentUpdate, hostCheck, hostFacts, rolePhase } from "../protocol/facts.ts";
 import { type CrdDefinition, type CustomResource, conditions, dnsLabel, listMap, timestamp } from "./common.ts";
 
+/**
+ * Annotation: epoch of the operator that last said what the host should be. It goes into the signed document, of which the host
+ * refuses an older one, and an admission policy refuses a write with an older one than the Lease has (charts/groundplane). So
+ * whoever applies `spec.roles` applies it too; a takeover alone writes nothing.
+ */
+export const EPOCH = "groundplane.io/epoch";
+/**
+ * Annotation, a time: when somebody last needed to know whether the host is there. The hosts service asks it then, so that one
+ * without power is known in seconds, and not at the end of a long silence.
+ */
+export const ASKED = "groundplane.io/asked";
+
 /** A role that a host should play: the name of a role pack, its version and its parameters. */
 export const hostRole = z.object({
 	name: dnsLabel.describe("Name of the role pack, such as kubernetes."),

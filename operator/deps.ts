@@ -71,13 +71,6 @@ export interface ControllerDeps {
 	readonly random: () => number;
 }
 
-/**
- * Annotation of a Host: epoch of the operator that last said what the host should be. It goes into the signed document, of which
- * the host refuses an older one, and an admission policy refuses a write with an older one than the Lease has (charts/groundplane).
- * So whoever applies `spec.roles` applies it too; a takeover alone writes nothing.
- */
-export const EPOCH = "groundplane.io/epoch";
-
 /** Namespace of a region. */
 export const regionNamespace = (region: string): string => `region-${region}`;
 

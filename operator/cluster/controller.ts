@@ -1,9 +1,9 @@
 import { randomBytes, randomInt } from "node:crypto";
 import type { Cluster, ClusterStatus } from "../../crds/cluster.ts";
-import type { Host } from "../../crds/host.ts";
+import { ASKED, EPOCH, type Host } from "../../crds/host.ts";
 import { asGroundplaneError, type GroundplaneError } from "../../protocol/errors.ts";
-import { type ControllerDeps, EPOCH, type Informers, regionOf } from "../deps.ts";
-import { ASKED, FORMER_CLUSTER } from "../host/summary.ts";
+import { type ControllerDeps, type Informers, regionOf } from "../deps.ts";
+import { FORMER_CLUSTER } from "../host/summary.ts";
 import { addFinalizer, applyStatus, removeFinalizer } from "../kube/apply.ts";
 import { KubeClient } from "../kube/client.ts";
 import { getCondition, setConditions } from "../kube/conditions.ts";

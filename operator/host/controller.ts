@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from "node:util";
-import type { Host, HostStatus } from "../../crds/host.ts";
-import { type ControllerDeps, EPOCH, regionOf } from "../deps.ts";
+import { EPOCH, type Host, type HostStatus } from "../../crds/host.ts";
+import { type ControllerDeps, regionOf } from "../deps.ts";
 import { addFinalizer, removeFinalizer } from "../kube/apply.ts";
 import { getCondition, setCondition } from "../kube/conditions.ts";
 import { Controller, type Result } from "../kube/controller.ts";

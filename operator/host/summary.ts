@@ -103,12 +103,6 @@ export function summarize(host: Host): Summary {
 	);
 }
 
-/**
- * When somebody last needed to know whether the host is there (RFC 3339): the hosts service asks it then, so that one without
- * power is known in seconds, and not at the end of a long silence.
- */
-export const ASKED = "groundplane.io/asked";
-
 type LeftBehind = NonNullable<HostStatus["leftBehind"]>;
 
 /** Cluster that the host was taken out of last; the cluster controller writes it together with the roles. */

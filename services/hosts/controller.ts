@@ -1,5 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { Host } from "../../crds/host.ts";
+import { ASKED, type Host } from "../../crds/host.ts";
 import type { KubeClient } from "../../operator/kube/client.ts";
 import { Controller } from "../../operator/kube/controller.ts";
 import { Reflector } from "../../operator/kube/reflector.ts";
@@ -11,7 +11,6 @@ import { type Counter, Gauge, type Metrics } from "../kit/metrics.ts";
 import { backoffMs } from "../kit/retry.ts";
 import { type AgentsPlan, agentOf, planAgents } from "./agents.ts";
 import {
-	ASKED,
 	contentOf,
 	type DesiredStateSigner,
 	digestOf,

@@ -3,16 +3,10 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { CompactSign } from "jose";
 import { z } from "zod";
-import type { Host } from "../../crds/host.ts";
+import { ASKED, EPOCH, type Host } from "../../crds/host.ts";
 import { DESIRED_STATE_TYPE, type DesiredRole, type DesiredState } from "../../protocol/desired-state.ts";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import type { Document } from "./inventory.ts";
-
-/** Annotation that the operator's host controller sets from its Lease: documents of an older operator are refused. */
-export const EPOCH = "groundplane.io/epoch";
-
-/** Annotation that the operator's cluster controller sets when it needs to know whether the host is there (RFC 3339). */
-export const ASKED = "groundplane.io/asked";
 
 /** What a document says, apart from numbers and times. */
 export type Content = Pick<DesiredState, "epoch" | "paused" | "roles" | "agent">;

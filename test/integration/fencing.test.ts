@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, expect, it, vi } from "vitest";
 import { stringify } from "yaml";
 import { publicJwks, repository } from "../../charts/testing.ts";
-import type { Host } from "../../crds/host.ts";
+import { EPOCH, type Host } from "../../crds/host.ts";
 import { tool } from "../../hack/builder/tools.ts";
 import { KubeClient, type KubeError } from "../../operator/kube/client.ts";
 import type { KubeConfig } from "../../operator/kube/config.ts";
@@ -19,7 +19,6 @@ import { operatorAccount, writeKubeconfig } from "../support/operator.ts";
 import { dyingWithParent } from "../support/postgres.ts";
 
 const NAMESPACE = "region-fencing";
-const EPOCH = "groundplane.io/epoch";
 const VERSION = "v1.36.3";
 
 let api: TestApiServer;

@@ -1,6 +1,5 @@
 import { randomUUID } from "node:crypto";
-import type { Host } from "../../../crds/host.ts";
-import { EPOCH } from "../../../operator/deps.ts";
+import { EPOCH, type Host } from "../../../crds/host.ts";
 import { summarize } from "../../../operator/host/summary.ts";
 
 const GIB = 2 ** 30;
