@@ -430,7 +430,8 @@ function answerHeaders(headers: IncomingHttpHeaders): OutgoingHttpHeaders {
 	return { ...Object.fromEntries(passed), "content-security-policy": "sandbox", "x-content-type-options": "nosniff" };
 }
 
-function writeHead(socket: Duplex, status: number, headers: OutgoingHttpHeaders): void {
+/** The head of an answer to an upgrade, for which there is no ServerResponse. */
+export function writeHead(socket: Duplex, status: number, headers: OutgoingHttpHeaders): void {
 	const lines = Object.entries(headers).flatMap(([name, value]) =>
 		(Array.isArray(value) ? value : [value]).filter((one) => one !== undefined).map((one) => `${name}: ${one}`),
 	);

@@ -1,4 +1,4 @@
-import { type IncomingMessage, STATUS_CODES } from "node:http";
+import type { IncomingMessage } from "node:http";
 import { request as httpsRequest } from "node:https";
 import type { Duplex } from "node:stream";
 import type { Host } from "../../crds/host.ts";
@@ -10,6 +10,7 @@ import { type Auth, mayDo } from "../kit/auth.ts";
 import { publicError, requestId } from "../kit/http.ts";
 import type { Log } from "../kit/log.ts";
 import type { TlsFiles } from "../kit/tls.ts";
+import { writeHead } from "./proxy.ts";
 
 export interface SupportShellOptions {
 	readonly auth: Pick<Auth, "verify">;
@@ -49,9 +50,12 @@ export class SupportShell {
 			const shown = publicError(error);
 			if (shown.status >= 500) this.#options.log.warn({ err: error, host, requestId: requestId(request) }, "no shell");
 			const body = JSON.stringify({ ...shown.toJSON(), instance: requestId(request) });
-			socket.end(
-				`HTTP/1.1 ${shown.status} ${STATUS_CODES[shown.status] ?? ""}\r\ncontent-type: application/problem+json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
-			);
+			writeHead(socket, shown.status, {
+				"content-type": "application/problem+json",
+				"content-length": Buffer.byteLength(body),
+				connection: "close",
+			});
+			socket.end(body);
 		});
 		return true;
 	}
@@ -90,7 +94,7 @@ export class SupportShell {
 		stream.once("close", () => audit("shell-closed", { seconds: Math.round((this.#now() - since) / 1000) }));
 		stream.write(encodeShell(Channel.caller, { user: user.name, requestId: requestId(request) }));
 		if (head.length > 0) stream.write(head);
-		socket.write(`HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: ${SHELL_PROTOCOL}\r\n\r\n`);
+		writeHead(socket, 101, { connection: "Upgrade", upgrade: SHELL_PROTOCOL });
 		splice(socket, stream);
 	}
 
