@@ -138,9 +138,9 @@ const leavingVersions = ({ cluster, hosts }: Observed, known: readonly Known[]):
 		.filter(
 			({ metadata }) => !known.some(({ member }) => member.host === metadata.name && member.role === "control-plane"),
 		)
-		.map(roleOf)
-		.filter((role) => role !== undefined && role.parameters.prepare !== true)
-		.map((role) => role?.version ?? "")
+		.flatMap((host) => roleOf(host) ?? [])
+		.filter(({ parameters }) => parameters.prepare !== true)
+		.map(({ version }) => version)
 		.toSorted(compareVersions);
 
 /**

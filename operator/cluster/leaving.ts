@@ -79,7 +79,7 @@ export function planLeaving(
 	// members than it is to have. One that is still a worker that leaves waits for nobody in turn.
 	const turned = turning.filter(({ role }) => role === "control-plane");
 	const controlPlanes = [...turned, ...wanted.filter(({ role }) => role === "control-plane")].filter(
-		(member) => known.find((one) => one.member.host === member.host && !isNew(one)) === undefined,
+		(member) => !known.some((one) => one.member.host === member.host && !isNew(one)),
 	);
 	const waitsFor = (host: Host): Member | undefined => {
 		if (turned.some((member) => member.host === host.metadata.name)) return undefined;
