@@ -486,7 +486,7 @@ export class Session extends EventEmitter<SessionEvents> {
 		}
 		this.#bytesIn[stream.lane] += piece.length;
 		this.#spend(stream.lane, piece.length);
-		if (stream.lane === "interactive") this.#attend();
+		if (stream.lane === "interactive") this.#attend(this.#heardAt);
 		if (piece.length >= MIN_PIECE_BYTES) passedOn(piece.length);
 		if (!stream.receive(piece, cost)) throw protocolError(`data beyond credit or end on stream ${id}`);
 	}
@@ -720,8 +720,8 @@ export class Session extends EventEmitter<SessionEvents> {
 		return this.#heardAt - this.#attendedAt < ATTENDED_MS;
 	}
 
-	#attend(): void {
-		const now = this.#now();
+	/** Somebody works: what they sent came, or what they wait for went, at `now`. */
+	#attend(now = this.#now()): void {
 		const begins = now - this.#attendedAt >= ATTENDED_MS;
 		this.#attendedAt = now;
 		if (begins) this.#drainLine();
