@@ -1,7 +1,7 @@
 import { readFileSync, rmSync } from "node:fs";
 import { type IncomingMessage, request } from "node:http";
 import { text } from "node:stream/consumers";
-import { type ErrorCode, errorCodes, GroundplaneError } from "../protocol/errors.ts";
+import { type ErrorCode, GroundplaneError, problemOf } from "../protocol/errors.ts";
 import type { HostCheck, HostFacts } from "../protocol/facts.ts";
 import { type EnrollRequest, enrollResponse } from "../protocol/messages.ts";
 import { VERSION } from "../protocol/version.ts";
@@ -130,10 +130,8 @@ async function post(config: Config, path: string, token: string, body: unknown, 
 		// Not ours; said below.
 	}
 	if (status >= 200 && status < 300 && parsed) return parsed;
-	const { code, detail, next } = parsed ?? {};
-	if (typeof code === "string" && Object.hasOwn(errorCodes, code)) {
-		throw new GroundplaneError(code as ErrorCode, String(detail), { next: String(next) });
-	}
+	const problem = problemOf(answer);
+	if (problem) throw problem;
 	throw new GroundplaneError(
 		status >= 500 ? "Overloaded" : "TunnelProtocolError",
 		`${config.address} answered HTTP ${status} to the enrolment`,

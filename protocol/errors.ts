@@ -89,6 +89,23 @@ export class GroundplaneError extends Error {
 	}
 }
 
+/**
+ * The error that a body tells of, in its own words: problem details with a code of ours; undefined when it is anything else.
+ * `details.retryAfterMs` is its hint when to come back, if it has one.
+ */
+export function problemOf(body: string): GroundplaneError | undefined {
+	try {
+		const { code, detail, next, retryAfterMs } = JSON.parse(body) as Record<string, unknown>;
+		if (typeof code !== "string" || !Object.hasOwn(errorCodes, code)) return undefined;
+		return new GroundplaneError(code as ErrorCode, String(detail), {
+			next: String(next),
+			...(typeof retryAfterMs === "number" && retryAfterMs >= 0 && { details: { retryAfterMs } }),
+		});
+	} catch {
+		return undefined;
+	}
+}
+
 /** Gives any thrown value a code: a {@link GroundplaneError} stays what it is, everything else becomes `Internal`. */
 export function asGroundplaneError(error: unknown): GroundplaneError {
 	if (error instanceof GroundplaneError) return error;

@@ -47,6 +47,7 @@ test.each([
 	["ERR_SSL_SSL/TLS_ALERT_CERTIFICATE_EXPIRED", "CertificateInvalid"],
 	["ERR_SSL_TLSV13_ALERT_CERTIFICATE_REQUIRED", "CertificateInvalid"],
 	["ERR_SSL_TLSV1_ALERT_UNKNOWN_CA", "CertificateInvalid"],
+	["ERR_SSL_TLSV1_ALERT_INTERNAL_ERROR", "Overloaded"],
 	["ERR_SSL_TLSV1_UNRECOGNIZED_NAME", "TunnelProtocolError"],
 	["ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION", "TunnelProtocolError"],
 	["ERR_SSL_WRONG_VERSION_NUMBER", "TunnelProtocolError"],

@@ -2,7 +2,7 @@ import { X509Certificate } from "node:crypto";
 import { request } from "node:http";
 import type { Socket } from "node:net";
 import { connect as connectTls, type TLSSocket } from "node:tls";
-import { type ErrorCode, errorCodes, GroundplaneError } from "../../protocol/errors.ts";
+import { type ErrorCode, GroundplaneError, problemOf } from "../../protocol/errors.ts";
 import { isNonce, NONCE_HEADER, newNonce } from "../../protocol/hello.ts";
 import type { Transport } from "../../protocol/transport.ts";
 import { TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
@@ -286,25 +286,15 @@ async function within<Result>(
 /** What the gateway said instead of switching protocols. `details.retryAfterMs` is its hint when to come back. */
 export function refusal(status: number, body: string, retryAfter: string | undefined): GroundplaneError {
 	const seconds = Number(retryAfter ?? Number.NaN);
-	let hint = Number.isFinite(seconds) && seconds >= 0 ? seconds * 1000 : undefined;
-	try {
-		const { code, detail, next, retryAfterMs } = JSON.parse(body) as Record<string, unknown>;
-		if (typeof retryAfterMs === "number" && retryAfterMs >= 0) hint = retryAfterMs;
-		if (typeof code === "string" && Object.hasOwn(errorCodes, code)) {
-			return new GroundplaneError(code as ErrorCode, String(detail), {
-				next: String(next),
-				...(hint !== undefined && { details: { retryAfterMs: hint } }),
-			});
-		}
-	} catch {
-		// Not ours; said below.
-	}
+	const hint = Number.isFinite(seconds) && seconds >= 0 ? { details: { retryAfterMs: seconds * 1000 } } : {};
+	const said = problemOf(body);
+	if (said) return said.details ? said : new GroundplaneError(said.code, said.message, { next: said.next, ...hint });
 	return new GroundplaneError(
 		"TunnelProtocolError",
 		`the address answered HTTP ${status} instead of opening a tunnel`,
 		{
 			next: "Check that no proxy on the way terminates TLS or forbids WebSocket, and that address and server name (tunnelServerName) are those of the region's tunnel.",
-			...(hint !== undefined && { details: { retryAfterMs: hint } }),
+			...hint,
 		},
 	);
 }
@@ -374,6 +364,13 @@ export function tlsError(error: NodeJS.ErrnoException, address: string, serverNa
 			"CertificateInvalid",
 			`the gateway did not accept this host's certificate (${code})`,
 			"Enrol the host again with a new join command.",
+		);
+	}
+	if (/ALERT_INTERNAL_ERROR/.test(code)) {
+		return fail(
+			"Overloaded",
+			`the gateway at ${address} has no time for this host now (${code})`,
+			"Nothing, it passes; if it lasts, look at the region's gateways and give it more of them (Region.spec.tunnel.replicas).",
 		);
 	}
 	if (/UNRECOGNIZED_NAME/.test(code)) {

@@ -1,7 +1,6 @@
 import http from "node:http";
-import https from "node:https";
 import type { Duplex } from "node:stream";
-import { GroundplaneError } from "../../protocol/errors.ts";
+import { connectThrough } from "../../protocol/connect.ts";
 
 export interface ConnectAgentOptions {
 	proxyHost: string;
@@ -10,14 +9,13 @@ export interface ConnectAgentOptions {
 	tls: () => { ca: string; cert: string; key: string; servername?: string };
 	/** What the proxy is asked for, such as `kube-apiserver.host-1:80`. */
 	authority: string;
-	/** Deadline for a connection, in milliseconds. */
-	connectTimeout?: number;
 }
 
+const CONNECT_MS = 15_000;
+
 /**
- * An agent whose every connection is a stream through an HTTP proxy: CONNECT (RFC 9110, 9.3.6) over TLS with a client
- * certificate, then the plain bytes of the protocol spoken over it. This is how the operator reaches the API server of a cluster
- * through its region's gateway.
+ * An agent whose every connection is a stream through a region's gateway, with the plain bytes of the protocol spoken over it. This
+ * is how the operator reaches the API server of a cluster.
  */
 export class ConnectAgent extends http.Agent {
 	readonly #options: ConnectAgentOptions;
@@ -31,63 +29,11 @@ export class ConnectAgent extends http.Agent {
 		_options: http.ClientRequestArgs,
 		callback: (error: Error | null, stream: Duplex) => void,
 	): undefined {
-		const { proxyHost, proxyPort, tls, authority, connectTimeout = 15_000 } = this.#options;
-		const fail = (error: Error) => callback(error, undefined as never);
-		const request = https.request({
-			host: proxyHost,
-			port: proxyPort,
-			method: "CONNECT",
-			path: authority,
-			headers: { host: authority },
-			agent: false,
-			...tls(),
-		});
-		const timer = setTimeout(
-			() =>
-				request.destroy(
-					new GroundplaneError("DeadlineExceeded", `${authority}: no answer of ${proxyHost}:${proxyPort}`, {
-						next: "It is tried again; check that the region's tunnel gateway runs.",
-					}),
-				),
-			connectTimeout,
+		const { proxyHost: host, proxyPort: port, tls, authority } = this.#options;
+		connectThrough({ host, port, tls: tls(), authority, signal: AbortSignal.timeout(CONNECT_MS) }).then(
+			(stream) => callback(null, stream),
+			(error: Error) => callback(error, undefined as never),
 		);
-		request.on("error", (error) => {
-			clearTimeout(timer);
-			fail(error);
-		});
-		request.on("connect", (response, socket, head) => {
-			clearTimeout(timer);
-			if (response.statusCode === 200) {
-				if (head.length > 0) socket.unshift(head);
-				callback(null, socket);
-				return;
-			}
-			socket.destroy();
-			fail(refused(authority, response.statusCode ?? 0));
-		});
-		// A proxy that answers CONNECT without a tunnel (Node gives `response` when the status line came without an upgrade).
-		request.on("response", (response) => {
-			clearTimeout(timer);
-			response.resume();
-			fail(refused(authority, response.statusCode ?? 0));
-		});
-		request.end();
 		return undefined;
 	}
-}
-
-function refused(authority: string, status: number): GroundplaneError {
-	if (status === 403) {
-		return new GroundplaneError("ServiceNotAllowed", `the gateway refused ${authority}`, {
-			next: "Check the host's policy file and the service's certificate.",
-		});
-	}
-	if (status === 503 || status === 404) {
-		return new GroundplaneError("HostNotConnected", `the gateway holds no connection for ${authority}`, {
-			next: "It is tried again when the host has dialled in.",
-		});
-	}
-	return new GroundplaneError("TunnelClosed", `the gateway answered ${status} for ${authority}`, {
-		next: "It is tried again; look at the gateway's log.",
-	});
 }

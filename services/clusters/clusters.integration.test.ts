@@ -288,7 +288,8 @@ async function startGateway(bearer: string): Promise<number> {
 		}
 		const backend = { "kube-apiserver.cp-1:80": real, "kube-apiserver.cp-odd:80": odd }[authority];
 		if (caller !== "clusters" || !backend) {
-			socket.end("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
+			const body = JSON.stringify({ code: "HostNotConnected", detail: "no gateway holds it", next: "x" });
+			socket.end(`HTTP/1.1 503 Service Unavailable\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
 			return;
 		}
 		socket.write("HTTP/1.1 200 OK\r\n\r\n");
@@ -801,7 +802,7 @@ describe("the way into a cluster", () => {
 		});
 		const admin = await token("alice", ["admin"]);
 		for (const [name, expected] of [
-			["down", "the gateway holds no connection"],
+			["down", "no gateway holds it"],
 			["nope", "There is no cluster nope"],
 		] as const) {
 			const failed = run(kubectl, [...(await kubeconfig(name, admin)), "get", "pods"]);

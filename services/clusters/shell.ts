@@ -1,9 +1,9 @@
 import type { IncomingMessage } from "node:http";
-import { request as httpsRequest } from "node:https";
 import type { Duplex } from "node:stream";
 import type { Host } from "../../crds/host.ts";
 import type { Reflector } from "../../operator/kube/reflector.ts";
-import { type ErrorCode, errorCodes, GroundplaneError } from "../../protocol/errors.ts";
+import { connectThrough } from "../../protocol/connect.ts";
+import { GroundplaneError } from "../../protocol/errors.ts";
 import { Channel, encodeShell, SHELL_PROTOCOL } from "../../protocol/shell.ts";
 import { splice } from "../../protocol/splice.ts";
 import { type Auth, mayDo } from "../kit/auth.ts";
@@ -25,7 +25,6 @@ export interface SupportShellOptions {
 
 const PATH = /^\/api\/v1\/hosts\/([a-z0-9](?:[-a-z0-9]*[a-z0-9])?)\/shell$/;
 const CONNECT_MS = 20_000;
-const MAX_ANSWER = 64 * 1024;
 
 /**
  * The way to a host's support shell: an HTTP upgrade, for administrators of the region alone. Whether there is one is the host's to
@@ -98,65 +97,30 @@ export class SupportShell {
 		splice(socket, stream);
 	}
 
-	/** CONNECT at the gateway. What the host or a gateway declines with is thrown in its own words. */
-	#open(host: string): Promise<Duplex> {
+	/** A stream to the host's shell. What the host or a gateway declines with is thrown in its own words. */
+	async #open(host: string): Promise<Duplex> {
 		const { tls, tunnelUrl } = this.#options;
 		const { hostname, port } = new URL(tunnelUrl);
-		const { promise, resolve, reject } = Promise.withResolvers<Duplex>();
-		const outgoing = httpsRequest({
-			host: hostname,
-			port: Number(port || 443),
-			method: "CONNECT",
-			path: `shell.${host}:80`,
-			agent: false,
-			...tls.current,
-			servername: hostname,
-		});
-		const late = () =>
-			outgoing.destroy(
-				new GroundplaneError("DeadlineExceeded", `${host} did not answer.`, {
-					next: `Look at it: gp host link ${host}`,
-				}),
-			);
-		const timer = setTimeout(late, CONNECT_MS);
-		outgoing.on("connect", (answer, socket, head) => {
-			clearTimeout(timer);
-			if (head.length > 0) socket.unshift(head);
-			socket.setNoDelay(true);
-			if (answer.statusCode === 200) resolve(socket);
-			else void refusal(host, socket).then(reject);
-		});
-		outgoing.on("error", (cause) => {
-			clearTimeout(timer);
-			const next = "Try again in a moment; if it lasts, look at the pods tunnel of the region.";
-			const away = new GroundplaneError("Overloaded", "The region's tunnel gateway does not answer.", { next, cause });
-			reject(cause instanceof GroundplaneError ? cause : away);
-		});
-		outgoing.end();
-		return promise;
-	}
-}
-
-/** Why there is no shell, from the body of the gateway's answer. */
-async function refusal(host: string, socket: Duplex): Promise<GroundplaneError> {
-	let text = "";
-	try {
-		for await (const chunk of socket) {
-			text += String(chunk);
-			if (text.length > MAX_ANSWER) break;
-		}
-		const { code, detail, next } = JSON.parse(text) as Record<string, unknown>;
-		if (typeof code === "string" && Object.hasOwn(errorCodes, code)) {
-			return new GroundplaneError(code as ErrorCode, `${host}: ${detail}`, {
-				next: code === "ServiceNotAllowed" ? ALLOW : String(next),
+		try {
+			return await connectThrough({
+				host: hostname,
+				port: Number(port || 443),
+				tls: { ...tls.current, servername: hostname },
+				authority: `shell.${host}:80`,
+				signal: AbortSignal.timeout(CONNECT_MS),
 			});
+		} catch (cause) {
+			if (!(cause instanceof GroundplaneError)) {
+				throw new GroundplaneError("Overloaded", "The region's tunnel gateway does not answer.", {
+					next: "Try again in a moment; if it lasts, look at the pods tunnel of the region.",
+					cause,
+				});
+			}
+			const { code, message } = cause;
+			const next = code === "ServiceNotAllowed" ? ALLOW : cause.next;
+			throw new GroundplaneError(code, `${host}: ${message}`, { next, cause });
 		}
-	} catch {
-		// Said below.
 	}
-	return new GroundplaneError("TunnelClosed", `The way to ${host} broke.`, {
-		next: `Look at it: gp host link ${host}`,
-	});
 }
 
 const ALLOW = `On the host, its owner: put {"supportShell": true} into /etc/groundplane/policy.json, and take it out afterwards.`;

@@ -2,9 +2,10 @@ import { once } from "node:events";
 import { type ClientRequest, request as httpRequest, type IncomingMessage, type ServerResponse } from "node:http";
 import { createServer, request as httpsRequest, type Server } from "node:https";
 import type { Socket } from "node:net";
-import { type Duplex, pipeline, type Readable } from "node:stream";
+import { type Duplex, pipeline } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
-import { asGroundplaneError, type ErrorCode, errorCodes, GroundplaneError } from "../../protocol/errors.ts";
+import { connectThrough, readText } from "../../protocol/connect.ts";
+import { asGroundplaneError, GroundplaneError, problemOf } from "../../protocol/errors.ts";
 import type { LinkFigures } from "../../protocol/link.ts";
 import type { Lane } from "../../protocol/mux.ts";
 import { splice } from "../../protocol/splice.ts";
@@ -42,7 +43,6 @@ const FORWARD_DEADLINE_MS = 15_000;
 const LOOK_AGAIN_MS = 500;
 /** What is asked about a host's link; replicas ask each other the same. */
 const LINKS = "/internal/v1/links/";
-const MAX_ANSWER = 64 * 1024;
 
 export interface ForwardProxyOptions {
 	gateway: Gateway;
@@ -250,8 +250,11 @@ export class ForwardProxy {
 		if (figures) return figures;
 		const route = caller === "tunnel" ? undefined : await routes.find(host);
 		if (route === undefined || route.gateway === name) throw notConnected(host);
+		const { tls, ...address } = this.#replica(route);
 		const asking = httpsRequest({
-			...this.#replica(route),
+			...tls,
+			...address,
+			agent: false,
 			path: `${LINKS}${host}`,
 			signal: AbortSignal.timeout(5_000),
 		});
@@ -262,48 +265,31 @@ export class ForwardProxy {
 		return JSON.parse(body) as LinkFigures;
 	}
 
-	/** CONNECT to the replica of a route. */
+	/** A stream through the replica of a route. */
 	async #through(route: Route, host: string, authority: string, signal: AbortSignal): Promise<Duplex> {
-		const { promise, resolve, reject } = Promise.withResolvers<Duplex>();
-		const connect = httpsRequest({
-			...this.#replica(route),
-			method: "CONNECT",
-			path: authority,
-			signal: AbortSignal.any([signal, AbortSignal.timeout(FORWARD_DEADLINE_MS)]),
-		});
-		connect.on("connect", (response, socket, head) => {
-			if (response.statusCode === 200) {
-				if (head.length > 0) socket.unshift(head);
-				socket.setNoDelay(true);
-				resolve(socket);
-				return;
-			}
-			// What the other replica says, in its own words: the host's refusal, or that the host has left it meanwhile.
-			if (head.length > 0) socket.unshift(head);
-			void readText(socket)
-				.then(problemOf, () => undefined)
-				.then((problem = notConnected(host)) => {
-					if (problem.code === "HostNotConnected") this.#options.routes.lost(host, route);
-					reject(problem);
-				});
-		});
-		connect.on("error", (cause) => {
-			this.#options.routes.lost(host, route);
-			reject(
-				new GroundplaneError("HostNotConnected", `gateway ${route.gateway}, which holds the host, can't be reached`, {
+		const deadline = AbortSignal.any([signal, AbortSignal.timeout(FORWARD_DEADLINE_MS)]);
+		try {
+			return await connectThrough({ ...this.#replica(route), authority, signal: deadline });
+		} catch (cause) {
+			// What the other replica says: the host's refusal, or that the host has left it meanwhile.
+			const answer = cause instanceof GroundplaneError && !deadline.aborted ? cause : undefined;
+			if (answer === undefined || answer.code === "HostNotConnected") this.#options.routes.lost(host, route);
+			if (answer) throw answer;
+			throw new GroundplaneError(
+				"HostNotConnected",
+				`gateway ${route.gateway}, which holds the host, can't be reached`,
+				{
 					next: "Nothing: the host connects to another gateway in a moment.",
 					cause,
-				}),
+				},
 			);
-		});
-		connect.end();
-		return promise;
+		}
 	}
 
 	/** How to dial the replica of a route. */
 	#replica({ address }: Route) {
-		const [, host, port] = /^\[?([^\]]+)\]?:(\d+)$/.exec(address) ?? [];
-		return { ...this.#options.tls.current, host, port, servername: "tunnel", agent: false };
+		const [, host = "", port] = /^\[?([^\]]+)\]?:(\d+)$/.exec(address) ?? [];
+		return { host, port: Number(port), tls: { ...this.#options.tls.current, servername: "tunnel" } };
 	}
 }
 
@@ -312,27 +298,6 @@ function absoluteUrl(text = ""): URL {
 	throw new GroundplaneError("InvalidInput", `"${text}" is not an absolute http:// URL`, {
 		next: "This is a forward proxy: use CONNECT, or a request in absolute form.",
 	});
-}
-
-/** Reads a short text. Throws when it breaks off or is long. */
-async function readText(stream: Readable): Promise<string> {
-	let text = "";
-	for await (const chunk of stream) {
-		text += String(chunk);
-		if (text.length > MAX_ANSWER) throw new Error("the answer is too long");
-	}
-	return text;
-}
-
-/** The error that a replica answered with, in its own words. */
-function problemOf(body: string): GroundplaneError | undefined {
-	try {
-		const { code, detail, next } = JSON.parse(body) as Record<string, unknown>;
-		if (typeof code !== "string" || !Object.hasOwn(errorCodes, code)) return undefined;
-		return new GroundplaneError(code as ErrorCode, String(detail), { next: String(next) });
-	} catch {
-		return undefined;
-	}
 }
 
 const retryAfter = (problem: GroundplaneError) => (problem.status === 503 ? "retry-after: 1\r\n" : "");
