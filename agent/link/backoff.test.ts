@@ -15,7 +15,11 @@ test.each<[string, Parameters<typeof pauseBefore>[0], least: number, most: numbe
 	["a matter for people, at first", { attempt: 0, outageMs: 0, code: "CertificateRevoked" }, 2_500, 5_000],
 	["a matter for people, after a minute", { attempt: 9, outageMs: 60_000, code: "Forbidden" }, 7_500, 15_000],
 	["a matter for people, next day", { attempt: 99, outageMs: 86_400_000, code: "Conflict" }, 30_000, 60_000],
-	["what passes by itself", { attempt: 9, outageMs: 0, code: "Overloaded" }, 0, 300],
+	["what passes by itself", { attempt: 9, outageMs: 0, code: "TunnelClosed" }, 0, 300],
+	["a gateway without time", { attempt: 0, outageMs: 0, turnedAway: 1 }, 0, 2_000],
+	["one that still has none, however long the outage", { attempt: 9, outageMs: 3_600_000, turnedAway: 3 }, 0, 8_000],
+	["one that never has any", { attempt: 99, outageMs: 3_600_000, turnedAway: 2_000 }, 0, 30_000],
+	["a gateway without time that says when", { attempt: 9, outageMs: 0, hintMs: 1_000, turnedAway: 3 }, 1_000, 1_250],
 ])("pause: %s", (_what, outage, least, most) => {
 	expect(pauseBefore(outage, () => 0)).toBe(least);
 	expect(pauseBefore(outage, () => 1)).toBe(most);
@@ -33,30 +37,54 @@ function randomFrom(seed: number): () => number {
 	};
 }
 
-/** When hosts dial, and when they are back, counted from the moment at which the gateway went away for `outageMs`. */
-function comeBack({ hosts, outageMs, seed }: { hosts: number; outageMs: number; seed: number }) {
-	/** Time until a dial is answered, and for which a handshake keeps a gateway busy: next to nothing, so that pauses alone are judged. */
-	const [ANSWER_MS, HANDSHAKE_MS] = [2, 0.25];
+/**
+ * When hosts dial, and when they are back, counted from the moment at which the gateway went away for `outageMs`. `handshakeMs`: for which
+ * a handshake keeps it busy; next to nothing, so that pauses alone are judged, when it is not named.
+ */
+function comeBack({
+	hosts,
+	outageMs,
+	seed,
+	handshakeMs = 0.25,
+}: {
+	hosts: number;
+	outageMs: number;
+	seed: number;
+	handshakeMs?: number;
+}) {
+	/** Time until a dial is answered, and after which who waits is turned away (services/tunnel/handshakes.ts). */
+	const [ANSWER_MS, WAIT_MS] = [2, 5_000];
 	const random = randomFrom(seed);
 	const dials: number[] = [];
-	const arrivals: number[] = [];
+	const coming: { at: number; attempt: number; turnedAway: number }[] = [];
 	for (let host = 0; host < hosts; host++) {
 		let at = 0;
 		for (let attempt = 0; ; attempt++) {
 			at += pauseBefore({ attempt, outageMs: at, code: "TunnelClosed" as ErrorCode }, random);
 			dials.push(at);
-			if (at >= outageMs) break;
+			if (at >= outageMs) {
+				coming.push({ at, attempt, turnedAway: 0 });
+				break;
+			}
 			at += ANSWER_MS;
 		}
-		arrivals.push(at);
 	}
-	let free = 0;
-	const back = arrivals
-		.sort((a, b) => a - b)
-		.map((at) => {
-			free = Math.max(free, at) + HANDSHAKE_MS;
-			return free + ANSWER_MS - outageMs;
-		});
+	let free = outageMs;
+	const back: number[] = [];
+	coming.sort((a, b) => a.at - b.at);
+	for (const { at, attempt, turnedAway } of coming) {
+		const turn = Math.max(free, at);
+		if (turn - at <= WAIT_MS) {
+			free = turn + handshakeMs;
+			back.push(free + ANSWER_MS - outageMs);
+			continue;
+		}
+		const outage = { attempt: attempt + 1, outageMs: turn, turnedAway: turnedAway + 1 };
+		const again = turn + pauseBefore(outage, random);
+		dials.push(again);
+		const next = coming.findIndex((other) => other.at > again);
+		coming.splice(next === -1 ? coming.length : next, 0, { ...outage, at: again });
+	}
 	return { dials, back };
 }
 
@@ -77,6 +105,18 @@ test.each([
 		});
 		// Never all at once: the busiest tenth of a second takes less than half of them.
 		expect(Math.max(...returning)).toBeLessThan(500);
+	}
+});
+
+test.each([
+	{ hosts: 1_000, outageMs: 3_000, handshakeMs: 8 },
+	{ hosts: 1_000, outageMs: 30_000, handshakeMs: 12 },
+	{ hosts: 2_000, outageMs: 30_000, handshakeMs: 6 },
+])("who is turned away is in as soon as handshakes allow: %o", (storm) => {
+	for (const seed of [1, 2, 3]) {
+		const { back } = comeBack({ ...storm, seed });
+		const least = storm.hosts * storm.handshakeMs;
+		expect(back[Math.floor(0.99 * storm.hosts)], "p99").toBeLessThan(1.2 * least);
 	}
 });
 

@@ -9,6 +9,12 @@ const MOST_MS = 30_000;
  * after 30 s within 1.2 s, and a day's outage costs two tries a minute.
  */
 const PART_OF_OUTAGE = 1 / 25;
+/**
+ * A gateway that has no time even for a handshake has many hosts before it. Nobody knows how many, so each time in a row that it says
+ * so doubles the pause: a thousand that it turns away once are in as soon as its handshakes allow; ten thousand, which by their usual
+ * pauses would be turned away 800,000 times and all be in after three minutes, are after 80 s (of which handshakes take 60) and 42,000.
+ */
+const CROWD_FIRST_MS = 2_000;
 /** What a person has to heal is tried more and more seldom, down to about once a minute. */
 const PERSON_FIRST_MS = 5_000;
 const PERSON_MOST_MS = 60_000;
@@ -37,17 +43,20 @@ export interface Outage {
 	code?: ErrorCode | undefined;
 	/** When to come back, as the gateway said. */
 	hintMs?: number | undefined;
+	/** How often in a row the gateway had no time for this host, the last try included. */
+	turnedAway?: number;
 }
 
 /**
  * Pause before the next try: full jitter (Brooker, "Exponential Backoff and Jitter"), so that a thousand hosts don't come back
  * in step. It grows with the outage instead of doubling, which would let a host sleep through the end of a short one.
  */
-export function pauseBefore({ attempt, outageMs, code, hintMs }: Outage, random: () => number): number {
+export function pauseBefore({ attempt, outageMs, code, hintMs, turnedAway = 0 }: Outage, random: () => number): number {
 	if (hintMs !== undefined) return Math.min(hintMs, HINT_MOST_MS) * (1 + HINT_SPREAD * random());
 	if (code !== undefined && needsAPerson.has(code)) {
 		return clamp(outageMs * PERSON_PART_OF_OUTAGE, PERSON_FIRST_MS, PERSON_MOST_MS) * (0.5 + random() / 2);
 	}
+	if (turnedAway > 0) return random() * Math.min(MOST_MS, CROWD_FIRST_MS * 2 ** (turnedAway - 1));
 	if (attempt < QUICK_TRIES) return random() * FIRST_MS;
 	return random() * clamp(outageMs * PART_OF_OUTAGE, FIRST_MS, MOST_MS);
 }

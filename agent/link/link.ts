@@ -10,8 +10,8 @@ import { certificatesIn, type Dialled, type DialTarget, dial } from "./dial.ts";
 import { disturbance, LOOK_MS, type Surroundings, surroundings } from "./network.ts";
 
 export interface LinkOptions {
-	/** Read at every try, so that a new certificate or address counts at once. */
-	target: () => DialTarget;
+	/** Asked at every try, so that a new certificate or address counts at once. */
+	target: () => DialTarget | Promise<DialTarget>;
 	hostName: string;
 	bootId: string;
 	/** Takes the streams that the gateway opens. */
@@ -88,6 +88,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 	async run(signal: AbortSignal): Promise<void> {
 		const forget = this.#lookAround();
 		let awaySince = performance.now();
+		let turnedAway = 0;
 		for (let attempt = 0; !signal.aborted; attempt++) {
 			let left: Leaving;
 			try {
@@ -105,7 +106,8 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 			if (!this.#session || left.ends) this.#down(problem);
 			const outageMs = performance.now() - awaySince;
 			const { code, message, next } = problem;
-			const pause = pauseBefore({ attempt: Math.max(0, attempt), outageMs, code, hintMs }, this.#random);
+			turnedAway = code === "Overloaded" ? turnedAway + 1 : 0;
+			const pause = pauseBefore({ attempt: Math.max(0, attempt), outageMs, code, hintMs, turnedAway }, this.#random);
 			this.#options.log.warn({ code, next, retryMs: Math.round(pause) }, message);
 			await this.#pause(pause, { wakes: hintMs === undefined, signal });
 		}
@@ -116,7 +118,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 
 	/** Opens a tunnel and resolves when another one is wanted: this one has ended or is about to, or `renew` was called. */
 	async #connectAndHold(signal: AbortSignal): Promise<Leaving> {
-		const target = this.#options.target();
+		const target = await this.#options.target();
 		const dialled = await dial(target, signal);
 		const session = await this.#greet(target, dialled, signal);
 		this.#up(session, dialled);

@@ -9,6 +9,11 @@ const BUSY = 0.8;
 /** A host gives a handshake up after 10 s: who has waited for half of that is better told to come back. */
 const WAIT_MS = 5_000;
 const MAX_WAITING = 4_096;
+/** Fatal alert internal_error (RFC 8446, 6.2), in the clear: nothing was agreed on yet. It tells a host from a firewall that closes. */
+const NO_TIME = Buffer.from([0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x50]);
+/** Time for the alert to be read, whatever the other end goes on to say. */
+const FAREWELL_MS = 1_000;
+
 export interface HandshakesOptions {
 	/** Milliseconds from the beginning of the handshake to the host's HELLO, whoever is slow in between. */
 	openMs: number;
@@ -57,7 +62,7 @@ export class Handshakes {
 		return this.#begun.size;
 	}
 
-	/** Calls `begin` when it is the connection's turn; closes it when there are too many. */
+	/** Calls `begin` when it is the connection's turn; turns it away when there are too many. */
 	enter(socket: Socket, source: string, begin: () => void): void {
 		socket.on("error", () => {});
 		if (this.#ticking === undefined) {
@@ -134,8 +139,12 @@ export class Handshakes {
 		begin();
 	}
 
+	/** What the host has said is read: a connection that is closed with something unread is reset, and the alert may be lost. */
 	#turnAway(socket: Socket): void {
 		this.#options.turnedAway("Overloaded");
-		socket.destroy();
+		const farewell = setTimeout(() => socket.destroy(), FAREWELL_MS);
+		socket.once("close", () => clearTimeout(farewell));
+		socket.resume();
+		socket.end(NO_TIME);
 	}
 }

@@ -9,6 +9,14 @@ afterEach(() => void vi.useRealTimers());
 
 class FakeSocket extends EventEmitter {
 	destroyed = false;
+	said: Buffer | undefined;
+	/** Its other end closes when it is told to go. */
+	goes = true;
+	resume(): void {}
+	end(farewell: Buffer): void {
+		this.said = farewell;
+		if (this.goes) this.destroy();
+	}
 	destroy(): void {
 		this.destroyed = true;
 		this.emit("close");
@@ -82,12 +90,28 @@ test("who has begun has a deadline, who is done has none, and who hung up is for
 	expect(handshakes.underWay).toBe(0);
 });
 
-test("more than can wait are closed at once", () => {
+test("more than can wait are turned away at once, in words of TLS", () => {
 	const { dial, turnedAway, handshakes } = startHandshakes();
-	for (let i = 0; i < 5_000; i++) dial(`${i % 50}`);
+	const sockets = Array.from({ length: 5_000 }, (_, i) => dial(`${i % 50}`) as unknown as FakeSocket);
 	expect(turnedAway.length).toBe(5_000 - 1 - 4_096);
+	expect(sockets.filter(({ said }) => said?.equals(Buffer.from("15030300020250", "hex"))).length).toBe(
+		turnedAway.length,
+	);
 	handshakes.close();
 	expect(handshakes.waiting).toBe(0);
+});
+
+test("who is turned away and does not go, whatever it says, is closed a second later", () => {
+	const { dial, handshakes } = startHandshakes();
+	for (let i = 0; i <= 4_096; i++) dial("a");
+	const stays = new FakeSocket();
+	stays.goes = false;
+	handshakes.enter(stays as unknown as Socket, "b", () => {});
+	expect(stays.said).toBeDefined();
+	expect(stays.destroyed).toBe(false);
+	vi.advanceTimersByTime(1_000);
+	expect(stays.destroyed).toBe(true);
+	handshakes.close();
 });
 
 test("a bucket gives its burst at once and then its rate", () => {

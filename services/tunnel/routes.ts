@@ -52,7 +52,9 @@ export class Routes {
 			this.#log.debug({ err, host }, "the bus can't be asked where a host is");
 			return undefined;
 		});
-		return entry?.operation === "PUT" ? parse(entry.string()) : undefined;
+		if (entry?.operation === "PUT") return parse(entry.string());
+		this.#left(host, entry?.created);
+		return undefined;
 	}
 
 	/** For how many milliseconds from now a host that could not be reached is worth waiting for; 0 when it isn't. */
@@ -97,6 +99,7 @@ export class Routes {
 						onPut(entry.key, value, entry.revision);
 						this.#changes.emit("put", entry.key);
 					} else if (this.#known.delete(entry.key)) this.#hasChanged(entry.key);
+					else this.#left(entry.key, entry.created);
 				}
 			} catch (err) {
 				if (!signal.aborted) this.#log.warn({ err }, "watching routes failed; trying again");
@@ -114,6 +117,11 @@ export class Routes {
 		if ((known && known.connectionId !== connectionId) || this.#lost.get(host) === connectionId) return;
 		this.#lost.set(host, connectionId);
 		this.#hasChanged(host);
+	}
+
+	/** A gateway that has just started learns of a host only that it left another one, a moment ago: it is on its way. */
+	#left(host: string, at = new Date(0)): void {
+		if (Math.abs(Date.now() - at.getTime()) < MOVING_MS && this.expected(host) === 0) this.#hasChanged(host);
 	}
 
 	#hasChanged(host: string): void {

@@ -20,6 +20,9 @@ import { acceptWebSocket } from "../../protocol/websocket.ts";
 import { regionCertificates } from "../support/certificates.ts";
 import { answerAtTheEnd, LinkFixture, quiet, SERVER_NAME } from "./link-fixture.ts";
 
+/** For what comes sooner or later: a busy machine takes its time. */
+const patience = { timeout: 20_000 };
+
 const fixture = new LinkFixture();
 beforeAll(() => fixture.start());
 afterEach(() => fixture.clean());
@@ -110,7 +113,7 @@ test("what a host has said once is no good a second time, and does not disturb i
 	const agent = await fixture.link(proxy.port, { target: { proxyCa: proxy.caPem } });
 	await agent.up();
 	// A pong comes after the host's HELLO was taken, so all of it has passed the proxy.
-	await vi.waitFor(() => expect(agent.link.session?.rttMs).toBeDefined());
+	await vi.waitFor(() => expect(agent.link.session?.rttMs).toBeDefined(), patience);
 	const thief = connectTls({
 		port: gateway.port,
 		host: "127.0.0.1",

@@ -5,6 +5,7 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import type { TestGateway } from "../support/gateway.ts";
+import { harms } from "../support/harms.ts";
 import { Relay } from "../support/relay.ts";
 import { LinkFixture } from "./link-fixture.ts";
 
@@ -31,30 +32,8 @@ function usage(): { memory: number; handles: number } {
 	return { memory: heapUsed + external + arrayBuffers, handles: process.getActiveResourcesInfo().length };
 }
 
-/** One thing that happens to a line, and for how long. */
-const mischief: ((relay: Relay) => unknown)[] = [
-	(relay) => relay.cut(),
-	(relay) => relay.reset(),
-	(relay) => relay.inject("client"),
-	(relay) => relay.inject("server"),
-	(relay) => {
-		relay.behave({ silent: true });
-		return delay(1_500);
-	},
-	(relay) => {
-		relay.behave({ bytesPerSecond: 300_000, delayMs: 30 });
-		return delay(1_000);
-	},
-	(relay) => {
-		relay.behave({ lose: 0.5 });
-		relay.reset();
-		return delay(500);
-	},
-	(relay) => {
-		relay.behave({ truncateAfter: 20_000 });
-		return delay(700);
-	},
-];
+/** What happens to the line; its silences are mostly longer than those that end a tunnel here. */
+const allHarms = harms(3_000);
 
 /** Sends bytes there and back. Says whether they came back whole; broken lines break transfers, but none may change a byte. */
 async function transfer(gateway: TestGateway): Promise<"whole" | "broken"> {
@@ -122,7 +101,7 @@ test(`${SECONDS} s of cuts, stalls, resets and garbage: no byte is changed, ever
 		};
 		const harm = async () => {
 			while (!over.aborted) {
-				await mischief[Math.floor(Math.random() * mischief.length)]?.(relay);
+				await allHarms[Math.floor(Math.random() * allHarms.length)]?.(relay);
 				count.harm++;
 				relay.behave();
 				await delay(300 + Math.random() * 700);

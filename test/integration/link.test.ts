@@ -9,6 +9,9 @@ import { freePort } from "../support/ports.ts";
 import { Relay } from "../support/relay.ts";
 import { answerAtTheEnd, LinkFixture } from "./link-fixture.ts";
 
+/** For what comes sooner or later: a busy machine takes its time. */
+const patience = { timeout: 20_000 };
+
 const fixture = new LinkFixture();
 beforeAll(() => fixture.start());
 afterEach(() => fixture.clean());
@@ -290,12 +293,12 @@ test("when a gateway leaves, the next tunnel is open before the old one ends, an
 	agent.link.on("down", () => events.push("down"));
 	await agent.up();
 	const answer = fixture.ask(first, "kube-apiserver.host-1:80", "a question");
-	await vi.waitFor(() => expect(agent.link.session?.streamsByService().get("kube-apiserver")).toBe(1));
+	await vi.waitFor(() => expect(agent.link.session?.streamsByService().get("kube-apiserver")).toBe(1), patience);
 	port = second.port;
 	const stopped = first.stop();
 	expect(await answer).toBe("slow answer");
 	await stopped;
-	await vi.waitFor(() => expect(events).toContain("closed tunnel-0"));
+	await vi.waitFor(() => expect(events).toContain("closed tunnel-0"), patience);
 	expect(events).toEqual(["up tunnel-0", "up tunnel-1", "closed tunnel-0"]);
 	expect(agent.link.state).toMatchObject({ connected: true, gateway: "tunnel-1" });
 });
