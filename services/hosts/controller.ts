@@ -1,9 +1,10 @@
 import { setTimeout as delay } from "node:timers/promises";
-import { ASKED, type Host } from "../../crds/host.ts";
+import { ASKED, EPOCH, type Host } from "../../crds/host.ts";
 import type { KubeClient } from "../../operator/kube/client.ts";
 import { Controller } from "../../operator/kube/controller.ts";
 import { Reflector } from "../../operator/kube/reflector.ts";
 import { hosts, secrets } from "../../operator/kube/resources.ts";
+import { priorities, TokenBucket, WorkQueue } from "../../operator/kube/workqueue.ts";
 import { asGroundplaneError, type GroundplaneError } from "../../protocol/errors.ts";
 import type { DownMessage } from "../../protocol/messages.ts";
 import type { Log } from "../kit/log.ts";
@@ -13,7 +14,6 @@ import { type AgentsPlan, agentOf, planAgents } from "./agents.ts";
 import {
 	contentOf,
 	type DesiredStateSigner,
-	digestOf,
 	isAsked,
 	nextDocument,
 	type RoleSecrets,
@@ -22,6 +22,7 @@ import {
 } from "./desired-state.ts";
 import { MANAGER } from "./enrolment.ts";
 import type { Document, HostRecord, Inventory } from "./inventory.ts";
+import { type News, newsOf, type Written, writtenOf } from "./news.ts";
 import { type OwnStatus, ownPart, statusOf } from "./status.ts";
 
 export interface HostsControllerOptions {
@@ -43,13 +44,20 @@ export interface HostsControllerOptions {
 	readonly now: () => number;
 }
 
-/** What was sent to a host in this process's life, and on which of its connections. */
-interface Sent {
-	readonly generation: number;
-	readonly connection: string;
-	readonly attempts: number;
-	/** On the clock that only goes forward: one that is set back must not put off what is to be sent again. */
-	readonly at: number;
+/** What this process has done about a host. Times are on the clock that only goes forward: one that is set back must put nothing off. */
+interface Course {
+	/** What was sent to it, and on which of its connections. */
+	sent?: { readonly generation: number; readonly connection: string; readonly attempts: number; readonly at: number };
+	/** What its last document was made from, and when: its Secrets were read then. */
+	based?: { readonly basis: string; readonly at: number };
+	/** On which account it was last asked whether it is there. */
+	asked?: string;
+	/** When a change of its status that can wait is to be written. */
+	due?: { readonly news: News; readonly at: number };
+	/** When its status was last written. */
+	wroteAt?: number;
+	/** What keeps its document from being signed. */
+	problem?: GroundplaneError | undefined;
 }
 
 /** Reports come in bursts; the status is written once for all of them. */
@@ -59,8 +67,18 @@ const ARRIVAL_MS = 5_000;
 /** Every Host is looked at again after this long; machines without a Host more often. */
 const RESYNC_MS = 3_600_000;
 const SWEEP_MS = 10 * 60_000;
-/** What changes with every reconnection (gateway, address, since when) is written for so many hosts in a second. */
-const MINOR_PER_SECOND = 30;
+/**
+ * Of changes that can wait so many are written in a second: what every reconnection changes (gateway, address, since when), and, once
+ * more than a burst of them have come or gone, whether hosts are connected. A site that loses its line takes all of its hosts along,
+ * and most are back before their turn has come; their documents wait for no status.
+ */
+const WRITES_PER_SECOND = 30;
+const FLIPS_AT_ONCE = 100;
+const LATE_WRITERS = 2;
+/** How far a role has come is written once in this time for each host: three objects tell of every step. */
+const PROGRESS_MS = 1_000;
+/** A document that is accepted is compared with its Secrets after so long, when something makes its host be looked at. */
+const SECRETS_MS = 60_000;
 /** So many other hosts a free host is told of: of up to seventeen, every two are measured by one of them. */
 const PEERS = 8;
 /** A host that accepts documents answers in milliseconds; then ever more patience. */
@@ -74,13 +92,12 @@ export class HostsController {
 	readonly #options: HostsControllerOptions;
 	readonly #reflector: Reflector<Host>;
 	readonly #controller: Controller<Host>;
-	readonly #sent = new Map<string, Sent>();
-	/** On which account a host was last asked whether it is there. */
-	readonly #asked = new Map<string, string>();
+	readonly #courses = new Map<string, Course>();
 	/** Digest of our part of the status that a Host of the store has: the parts themselves are large. */
 	readonly #written = new WeakMap<Host, Written>();
-	/** When a minor change of a status is to be written. */
-	readonly #minorDue = new Map<string, number>();
+	/** Hosts whose status says something new that can wait: their writes take no worker from those who wait for documents. */
+	readonly #later = new WorkQueue({ name: "host-statuses" });
+	readonly #flips = new TokenBucket(WRITES_PER_SECOND, FLIPS_AT_ONCE, () => performance.now());
 	/** How far the hosts have come to the region's version of the agent; unknown until the first look. */
 	#agents: AgentsPlan | undefined;
 
@@ -108,12 +125,15 @@ export class HostsController {
 			maxDelay: 60_000,
 			log,
 		});
+		const count = (gauge: Gauge) => this.#countHosts(gauge);
 		new Gauge({
 			name: "groundplane_hosts",
 			help: "Hosts of the region by the state of their connection.",
 			labelNames: ["connection"],
 			registers: [options.metrics.registry],
-			collect: async () => this.#countHosts(),
+			collect() {
+				return count(this);
+			},
 		});
 		const agents = () => this.#agents;
 		new Gauge({
@@ -144,6 +164,7 @@ export class HostsController {
 
 	async run(signal: AbortSignal): Promise<void> {
 		const { log, agentsMs } = this.#options;
+		signal.addEventListener("abort", () => this.#later.shutDown(), { once: true });
 		const every = async (ms: number, what: string, work: () => Promise<void>) => {
 			await this.#reflector.waitForSync(signal).catch(() => undefined);
 			while (!signal.aborted) {
@@ -154,6 +175,7 @@ export class HostsController {
 		await Promise.all([
 			this.#reflector.run(signal),
 			this.#controller.run(signal),
+			...Array.from({ length: LATE_WRITERS }, () => this.#writeLater(signal)),
 			every(SWEEP_MS, "go through the inventory", () => this.#sweep()),
 			every(agentsMs, "look after the agents' versions", () => this.#rollAgents()),
 		]);
@@ -170,24 +192,37 @@ export class HostsController {
 			this.changed(name);
 			return {};
 		}
-		if (!host) return {};
+		if (!host) {
+			this.#courses.delete(name);
+			return {};
+		}
 		this.#ask(host);
 		const { current, problem, requeueAfter } = machine
 			? await this.#deliver(host, machine, signal)
 			: { current: undefined, problem: undefined, requeueAfter: undefined };
-		const writeIn = await this.#writeStatus(host, current, problem, signal);
+		this.#course(name).problem = problem;
+		const writeIn = await this.#writeStatus(host, current, signal);
 		// A Secret that is missing may come without the Host changing.
 		if (problem) throw problem;
 		const again = Math.min(requeueAfter ?? Number.POSITIVE_INFINITY, writeIn ?? Number.POSITIVE_INFINITY);
 		return Number.isFinite(again) ? { requeueAfter: again } : {};
 	}
 
+	#course(name: string): Course {
+		const known = this.#courses.get(name);
+		if (known) return known;
+		const course = {};
+		this.#courses.set(name, course);
+		return course;
+	}
+
 	/** Any answer will do: a host that gives none has its tunnel closed by the gateway. */
 	#ask(host: Host): void {
 		const { send, now } = this.#options;
 		const { name, annotations } = host.metadata;
-		if (!isAsked(host, this.#asked.get(name), now())) return;
-		this.#asked.set(name, annotations?.[ASKED] ?? "");
+		const course = this.#course(name);
+		if (!isAsked(host, course.asked, now())) return;
+		course.asked = annotations?.[ASKED] ?? "";
 		send(name, { type: "report" });
 	}
 
@@ -202,9 +237,13 @@ export class HostsController {
 		const objectGeneration = host.metadata.generation ?? 0;
 		// The store has not caught up with what was signed already.
 		if (last && objectGeneration < last.objectGeneration) return { current: machine, requeueAfter: 1_000 };
+		const agent = agentOf(host, machine.agentOffer, this.#options.agentVersion);
+		const basis = basisOf(host, agent);
+		if (last && this.#isDelivered(machine, last, basis)) {
+			return { current: machine, requeueAfter: Math.max(1_000, renewAt(last) - now()) };
+		}
 		let content: ReturnType<typeof contentOf>;
 		try {
-			const agent = agentOf(host, machine.agentOffer, this.#options.agentVersion);
 			content = contentOf(host, await this.#secrets(host, signal), agent);
 		} catch (error) {
 			return { current: machine, problem: asGroundplaneError(error) };
@@ -219,9 +258,26 @@ export class HostsController {
 			await inventory.coverGeneration(machine.name, document.generation, objectGeneration);
 			current = { ...machine, documents: [document, ...machine.documents.slice(1)] };
 		}
+		this.#course(machine.name).based = { basis, at: performance.now() };
 		const resendIn = await this.#send(current, document, content);
 		const renewIn = Math.max(1_000, renewAt(document) - now());
 		return { current, requeueAfter: Math.min(renewIn, resendIn ?? renewIn) };
+	}
+
+	/**
+	 * Whether the last document is accepted and says all that there is to say: most of what hosts report changes nothing in it. The
+	 * Secrets' content is looked at anew now and then, since a change of it is told by nobody.
+	 */
+	#isDelivered(machine: HostRecord, last: Document, basis: string): boolean {
+		const { based } = this.#course(machine.name);
+		return (
+			based?.basis === basis &&
+			performance.now() - based.at < SECRETS_MS &&
+			this.#options.now() < renewAt(last) &&
+			machine.link?.state === "connected" &&
+			machine.accepted === last.generation &&
+			machine.acceptedEpoch === machine.link.epoch
+		);
 	}
 
 	/**
@@ -235,12 +291,13 @@ export class HostsController {
 	): Promise<number | undefined> {
 		const { inventory, signer, send } = this.#options;
 		const { name, link, accepted, acceptedEpoch } = machine;
+		const course = this.#course(name);
 		if (link?.state !== "connected") {
-			this.#sent.delete(name);
+			delete course.sent;
 			return undefined;
 		}
 		const connection = `${link.gateway}/${link.epoch}/${link.at}`;
-		const sent = this.#sent.get(name);
+		const { sent } = course;
 		const isAgain = sent?.generation === document.generation && sent.connection === connection;
 		if (accepted === document.generation && acceptedEpoch === link.epoch) return undefined;
 		const attempts = isAgain ? sent.attempts : 0;
@@ -251,12 +308,7 @@ export class HostsController {
 		const isFree = content.roles.length === 0 && !content.paused;
 		const peers = isFree ? await inventory.addressesAfter(machine, PEERS) : [];
 		send(name, { type: "desired-state", jws: await signer.sign(name, document, content, peers) });
-		this.#sent.set(name, {
-			generation: document.generation,
-			connection,
-			attempts: attempts + 1,
-			at: performance.now(),
-		});
+		course.sent = { generation: document.generation, connection, attempts: attempts + 1, at: performance.now() };
 		return pause;
 	}
 
@@ -272,54 +324,100 @@ export class HostsController {
 		return found;
 	}
 
-	/** Writes our part of the status if it has changed. Returns when to look again, if that can wait. */
-	async #writeStatus(
-		host: Host,
-		machine: HostRecord | undefined,
-		problem: GroundplaneError | undefined,
-		signal: AbortSignal,
-	): Promise<number | undefined> {
-		const { kube, agentVersion: target, now } = this.#options;
-		const status = statusOf(host, machine, { problem, agents: this.#agents && { target, ...this.#agents }, now });
-		const { name, namespace, uid } = host.metadata;
-		const written = this.#written.get(host) ?? writtenOf(ownPart(host.status));
-		const wanted = writtenOf(status);
-		if (wanted.all === written.all) {
-			this.#minorDue.delete(name);
+	/** Writes our part of the status if it has changed, or has it written later. Returns when to look again, if that can wait. */
+	async #writeStatus(host: Host, machine: HostRecord | undefined, signal: AbortSignal): Promise<number | undefined> {
+		const { name } = host.metadata;
+		const course = this.#course(name);
+		const { status, news } = this.#news(host, machine);
+		if (news === "none") {
+			delete course.due;
 			return undefined;
 		}
-		const arrivesIn = arrival(host, machine, now());
+		const arrivesIn = arrival(host, machine, this.#options.now());
 		if (arrivesIn > 0) return arrivesIn;
-		if (wanted.major === written.major) {
-			const waitMs = this.#minorWait(name);
-			if (waitMs > 0) return waitMs;
+		const waitMs = this.#turnIn(course, news);
+		if (news === "flip" || news === "minor") {
+			this.#later.addAfter(name, waitMs, urgency(news));
+			return undefined;
 		}
-		this.#minorDue.delete(name);
-		await kube.apply(
+		if (waitMs > 0) return waitMs;
+		await this.#write(host, status, signal);
+		return undefined;
+	}
+
+	/** Writes statuses that could wait, those that still say something new when their turn has come. */
+	async #writeLater(signal: AbortSignal): Promise<void> {
+		for (let name = await this.#later.get(); name !== undefined; name = await this.#later.get()) {
+			try {
+				const host = this.host(name);
+				if (host) await this.#writeNow(host, signal);
+				this.#later.forget(name);
+			} catch (err) {
+				if (!signal.aborted) this.#options.log.warn({ err, host: name }, "can't write a status; trying again");
+				this.#later.addRateLimited(name);
+			}
+			this.#later.done(name);
+		}
+	}
+
+	async #writeNow(host: Host, signal: AbortSignal): Promise<void> {
+		const { name } = host.metadata;
+		const { status, news } = this.#news(host, await this.#options.inventory.find(name));
+		const course = this.#course(name);
+		if (news === "none") return void delete course.due;
+		// It was away when its turn was given, and is back.
+		const waitMs = this.#turnIn(course, news);
+		if (waitMs > 0) return this.#later.addAfter(name, waitMs, urgency(news));
+		await this.#write(host, status, signal);
+	}
+
+	#news(host: Host, machine: HostRecord | undefined): { status: OwnStatus; news: News } {
+		const { agentVersion: target, now } = this.#options;
+		const { problem } = this.#course(host.metadata.name);
+		const status = statusOf(host, machine, { problem, agents: this.#agents && { target, ...this.#agents }, now });
+		const written = this.#written.get(host) ?? writtenOf(ownPart(host.status));
+		return { status, news: newsOf(written, writtenOf(status)) };
+	}
+
+	async #write({ metadata }: Host, status: OwnStatus, signal: AbortSignal): Promise<void> {
+		const { name, namespace, uid } = metadata;
+		const course = this.#course(name);
+		delete course.due;
+		course.wroteAt = performance.now();
+		await this.#options.kube.apply(
 			hosts,
 			// The uid keeps a status from landing on another Host that took the name meanwhile.
 			{ metadata: { name, ...(namespace && { namespace }), ...(uid && { uid }) }, status },
 			{ manager: MANAGER, force: true, subresource: "status", signal },
 		);
-		return undefined;
 	}
 
-	/** How long a minor change waits: when the whole region reconnects, its statuses must not all be written at once. */
-	#minorWait(name: string): number {
-		const { now } = this.#options;
-		const spreadMs = (this.#reflector.list().length / MINOR_PER_SECOND) * 1000;
-		const due = this.#minorDue.get(name) ?? now() + Math.random() * spreadMs;
-		this.#minorDue.set(name, due);
-		return due - now();
+	/** How long a change waits that need not be told at once. */
+	#turnIn(course: Course, news: News): number {
+		const now = performance.now();
+		if (course.due?.news !== news) course.due = { news, at: now + this.#waitMs(course, news, now) };
+		return course.due.at - now;
+	}
+
+	/** When a whole region reconnects, its statuses must not all be written at once. */
+	#waitMs({ wroteAt = Number.NEGATIVE_INFINITY }: Course, news: News, now: number): number {
+		switch (news) {
+			case "progress":
+				return wroteAt + PROGRESS_MS - now;
+			case "flip":
+				return this.#flips.reserve();
+			case "minor":
+				return Math.random() * (this.#reflector.list().length / WRITES_PER_SECOND) * 1000;
+			default:
+				return 0;
+		}
 	}
 
 	/** The Host of a machine was deleted: its certificates and its tunnel go, and it may enrol anew. */
 	async #forget(machine: HostRecord): Promise<void> {
 		const { inventory, farewell, log } = this.#options;
 		if (!(await inventory.forget(machine.name, machine.uid))) return;
-		this.#sent.delete(machine.name);
-		this.#minorDue.delete(machine.name);
-		this.#asked.delete(machine.name);
+		this.#courses.delete(machine.name);
 		log.info({ host: machine.name }, "the Host is gone: revoked its certificates, closing its tunnel");
 		await farewell(machine.name);
 	}
@@ -341,7 +439,7 @@ export class HostsController {
 		}
 		if (plan.stopped !== this.#agents?.stopped) {
 			// All who wait say now why they do, but not all in the same second.
-			const spreadMs = (agents.outdated.length / MINOR_PER_SECOND) * 1000;
+			const spreadMs = (agents.outdated.length / WRITES_PER_SECOND) * 1000;
 			for (const { name } of agents.outdated) this.changed(name, DEBOUNCE_MS + Math.random() * spreadMs);
 		}
 		this.#agents = plan;
@@ -352,11 +450,15 @@ export class HostsController {
 		}
 	}
 
-	#countHosts(): void {
-		const counts = { Connected: 0, Disconnected: 0, Never: 0 };
-		for (const host of this.#reflector.list()) counts[host.status?.connection?.state ?? "Never"] += 1;
-		const gauge = this.#options.metrics.registry.getSingleMetric("groundplane_hosts") as Gauge;
-		for (const [connection, count] of Object.entries(counts)) gauge.set({ connection }, count);
+	/** As gateways have said, which in a storm is sooner than what statuses say. Nothing while there is no database to ask. */
+	async #countHosts(gauge: Gauge): Promise<void> {
+		gauge.reset();
+		const connections = await this.#options.inventory.connections().catch(() => undefined);
+		if (connections === undefined) return;
+		const { connected, disconnected } = connections;
+		gauge.set({ connection: "Connected" }, connected);
+		gauge.set({ connection: "Disconnected" }, disconnected);
+		gauge.set({ connection: "Never" }, Math.max(0, this.#reflector.list().length - connected - disconnected));
 	}
 }
 
@@ -378,16 +480,12 @@ export function arrival(
 	return age > -ARRIVAL_MS && age < ARRIVAL_MS ? ARRIVAL_MS - Math.max(0, age) : 0;
 }
 
-/** What tells whether a status has to be written: digests of our part of it, with and without what every reconnection changes. */
-interface Written {
-	readonly all: string;
-	readonly major: string;
-}
+/** What a document is made from, but for the content of Secrets; annotations don't count in `metadata.generation`. */
+const basisOf = ({ metadata }: Host, agent: ReturnType<typeof agentOf>) =>
+	JSON.stringify([metadata.generation, metadata.deletionTimestamp, metadata.annotations?.[EPOCH], agent]);
 
-function writtenOf({ connection, ...rest }: OwnStatus): Written {
-	const major = digestOf({ ...rest, state: connection?.state, reason: connection?.reason });
-	return { all: `${major} ${JSON.stringify([connection?.gateway, connection?.address, connection?.since])}`, major };
-}
+/** Whether a host is there matters to people; by which gateway, hardly. */
+const urgency = (news: News) => (news === "minor" ? priorities.resync : priorities.status);
 
 /** A Host without what its machine reports: most of its bytes, and the inventory has it. */
 function withoutReports(host: Host): Host {

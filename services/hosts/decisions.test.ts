@@ -5,7 +5,8 @@ import { arrival } from "./controller.ts";
 import { contentOf, digestOf, isAsked, nextDocument, renewAt } from "./desired-state.ts";
 import { checkIdentity, checkRequest } from "./enrolment.ts";
 import { type Document, type HostRecord, isSameTunnel, isStale } from "./inventory.ts";
-import { inBatches } from "./reports.ts";
+import { newsOf, writtenOf } from "./news.ts";
+import { areReturning, inBatches } from "./reports.ts";
 import { statusOf } from "./status.ts";
 
 const codeOf = (work: () => unknown): string => {
@@ -141,27 +142,28 @@ describe("tunnels", () => {
 	});
 });
 
+const newest: Document = {
+	generation: 1000,
+	epoch: 0,
+	objectGeneration: 3,
+	digest: "d",
+	issuedAt: new Date(0),
+	validUntil: new Date(1000),
+};
+const machine = (change: Partial<HostRecord> = {}): HostRecord => ({
+	name: "a",
+	machineId: "m",
+	enrolledAt: new Date(0),
+	uid: "u",
+	agentVersion: "1",
+	facts: {} as never,
+	checks: [],
+	certificateNotAfter: new Date(0),
+	documents: [newest, { ...newest, generation: 900, objectGeneration: 2 }],
+	...change,
+});
+
 describe("status", () => {
-	const document: Document = {
-		generation: 1000,
-		epoch: 0,
-		objectGeneration: 3,
-		digest: "d",
-		issuedAt: new Date(0),
-		validUntil: new Date(1000),
-	};
-	const machine = (change: Partial<HostRecord> = {}): HostRecord => ({
-		name: "a",
-		machineId: "m",
-		enrolledAt: new Date(0),
-		uid: "u",
-		agentVersion: "1",
-		facts: {} as never,
-		checks: [],
-		certificateNotAfter: new Date(0),
-		documents: [document, { ...document, generation: 900, objectGeneration: 2 }],
-		...change,
-	});
 	const role = { name: "kubernetes", version: "v1", done: 2, total: 5, phase: "Applied" as const };
 	const verdict = (record: HostRecord | undefined, type: string) => {
 		const { conditions } = statusOf(host(), record, { now: () => 0 });
@@ -212,6 +214,34 @@ describe("status", () => {
 	});
 });
 
+describe("what is new in a status", () => {
+	const link = { state: "connected", gateway: "tunnel-0", epoch: 7, address: "a", at: "2026-01-01T00:00:00Z" } as const;
+	const gone = { ...link, state: "disconnected", reason: "TunnelClosed" } as const;
+	const back = { ...link, gateway: "tunnel-1", epoch: 8, at: "2026-01-01T00:01:00Z" };
+	const applied = { generation: 1000, list: [{ name: "r", version: "1", phase: "Applied", done: 2, total: 2 }] };
+	const at = (done: number, reason?: string) =>
+		({
+			generation: 1000,
+			list: [{ name: "r", version: "1", phase: "Applying", step: `step-${done}`, done, total: 2, reason }],
+		}) as never;
+	test.each([
+		["as before", { link }, { link }, "none"],
+		["the same host by another tunnel", { link }, { link: back }, "minor"],
+		["its tunnel is gone", { link }, { link: gone }, "flip"],
+		["it is back", { link: gone }, { link: back }, "flip"],
+		["it is gone for another reason", { link: gone }, { link: { ...gone, reason: "TunnelLost" } }, "flip"],
+		["its first tunnel", {}, { link }, "major"],
+		["the next step of a role", { link, roles: at(1) }, { link, roles: at(2) }, "progress"],
+		["a role that is applied", { link, roles: at(2) }, { link, roles: applied as never }, "major"],
+		["a role that fails", { link, roles: at(2) }, { link, roles: at(2, "StepFailed") }, "major"],
+		["a role, while it comes back", { link: gone }, { link: back, roles: applied as never }, "major"],
+	])("%s", (_what, before, after, news) => {
+		const status = statusOf(host(), machine(before), { now: () => 0 });
+		const wanted = statusOf({ ...host(), status: status as never }, machine(after), { now: () => 60_000 });
+		expect(newsOf(writtenOf(status), writtenOf(wanted))).toBe(news);
+	});
+});
+
 describe("how long the first status waits", () => {
 	const now = Date.parse("2026-01-01T00:01:00Z");
 	const at = (seconds: number) => new Date(now - seconds * 1_000);
@@ -255,6 +285,17 @@ test("a tunnel that is told of twice has been up since the first time", () => {
 	expect(isSameTunnel(link, { ...link, epoch: 8 })).toBe(false);
 	expect(isSameTunnel(link, { ...link, state: "disconnected", reason: "TunnelClosed" })).toBe(false);
 	expect(isSameTunnel(null, link)).toBe(false);
+});
+
+test.each([
+	["seen for the first time", 0, 9_000, false],
+	["of whom a tenth is back", 9_000, 8_100, true],
+	["of whom hardly any is back", 9_000, 8_500, false],
+	["that grow", 500, 900, false],
+	["that are few by now", 9_000, 100, false],
+	["one", 1, 1, false],
+])("hosts whose tunnel nobody holds, %s: still dialling?", (_what, before, now, expected) => {
+	expect(areReturning(before, now)).toBe(expected);
 });
 
 describe("batches of messages", () => {

@@ -248,6 +248,25 @@ describe("join tokens", () => {
 		expect((await world.enrol(token, await request("named"))).code).toBe("JoinTokenInvalid");
 	});
 
+	test("that expired a week ago are forgotten when the next one is made, with who came by them", async () => {
+		const { id } = await world.joinToken();
+		await world.database.query("INSERT INTO enrolments (token_id, machine_id, host) VALUES ($1, 'm', 'h')", [id]);
+		const left = async () => {
+			await world.joinToken();
+			const { rowCount } = await world.database.query("SELECT FROM enrolments WHERE token_id = $1", [id]);
+			return rowCount;
+		};
+		const expired = (days: number) =>
+			world.database.query("UPDATE join_tokens SET expires_at = now() - $2 * interval '1 day' WHERE id = $1", [
+				id,
+				days,
+			]);
+		await expired(6);
+		expect(await left()).toBe(1);
+		await expired(8);
+		expect(await left()).toBe(0);
+	});
+
 	test("bad lifetimes are refused with the field's name", async () => {
 		const answer = await world.api("POST", "/api/v1/join-tokens", { lifetime: "1s", uses: 0 });
 		expect(answer.status).toBe(400);

@@ -112,6 +112,14 @@ export class Inventory {
 		return this.#links(sql`SELECT name, link FROM hosts WHERE link->>'state' = 'connected' ORDER BY name`);
 	}
 
+	/** How many hosts are connected, and how many were and are not any more. */
+	async connections(): Promise<{ readonly connected: number; readonly disconnected: number }> {
+		const { rows } = await sql<{ connected: number; disconnected: number }>`
+			SELECT count(*) FILTER (WHERE link->>'state' = 'connected')::int AS connected,
+				count(*) FILTER (WHERE link->>'state' = 'disconnected')::int AS disconnected FROM hosts`.execute(this.#db);
+		return rows[0] ?? { connected: 0, disconnected: 0 };
+	}
+
 	/** Of each gateway's tunnels that are up the `most` oldest: those that a gateway that died and came back does not hold. */
 	async oldestTunnels(most: number): Promise<{ name: string; link: Link }[]> {
 		return this.#links(sql`

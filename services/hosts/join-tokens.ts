@@ -67,8 +67,10 @@ export class JoinTokens {
 		this.#now = now;
 	}
 
-	/** Makes a token; it is shown this once. */
+	/** Makes a token; it is shown this once. Forgets those that expired a week ago, and who came with them. */
 	async create(request: JoinTokenRequest, createdBy: string): Promise<JoinToken & { token: string }> {
+		const weekAgo = new Date(this.#now() - 7 * 24 * 3_600_000);
+		await this.#db.deleteFrom("join_tokens").where("expires_at", "<", weekAgo).execute();
 		const token = `gpj_${randomBytes(32).toString("base64url")}`;
 		const row = await this.#db
 			.insertInto("join_tokens")
@@ -88,10 +90,8 @@ export class JoinTokens {
 		return { ...shown(row), token };
 	}
 
-	/** Tokens that are still good for something, newest first. Forgets those that expired a week ago. */
+	/** Tokens that are still good for something, newest first. */
 	async list(): Promise<JoinToken[]> {
-		const weekAgo = new Date(this.#now() - 7 * 24 * 3_600_000);
-		await this.#db.deleteFrom("join_tokens").where("expires_at", "<", weekAgo).execute();
 		const rows = await this.#db
 			.selectFrom("join_tokens")
 			.selectAll()

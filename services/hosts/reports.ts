@@ -32,6 +32,9 @@ const OLDEST = 8;
 const SLOW_ROUND_MS = 10 * 60_000;
 /** After the bus was away, so many rounds ask for every tunnel: who left meanwhile could not tell. */
 const FULL_ROUNDS = 2;
+/** More than so many tunnels that nobody holds, of which a tenth is back a round later, are those of hosts in a queue. */
+const CROWD = 100;
+const QUEUE_MOVES = 0.9;
 /** A tunnel that is back within this time is no news: a status costs more to write than a reconnection. */
 const GRACE_MS = 3_000;
 /** Most messages that are kept in one go. */
@@ -125,7 +128,7 @@ export class Reports {
 
 	/**
 	 * A gateway that dies tells nobody that its tunnels are gone, and a host may never come back. Whoever holds a tunnel listens
-	 * for messages to its host: when nobody does, twice in a row, the tunnel is lost.
+	 * for messages to its host: when nobody does, twice in a row, the tunnel is lost. A crowd that dials again is waited for.
 	 *
 	 * Asking for every host costs as much as there are hosts, so only the oldest tunnels of each gateway are asked for (the ones
 	 * that a gateway which died does not hold), and a few more in turn. One that is not held makes all of its gateway suspect.
@@ -158,7 +161,8 @@ export class Reports {
 					asked = all.filter(({ name, link }) => doubtful.has(link.gateway) || suspects.has(name));
 				}
 				const unheld = await this.#unheld(asked, signal);
-				for (const tunnel of unheld) if (suspects.has(tunnel.name)) await this.#lose(tunnel);
+				const lost = areReturning(suspects.size, unheld.length) ? [] : unheld;
+				for (const tunnel of lost) if (suspects.has(tunnel.name)) await this.#lose(tunnel);
 				suspects = new Set(unheld.map(({ name }) => name));
 			} catch (err) {
 				if (!signal.aborted) log.warn({ err }, "can't look for lost tunnels; trying again");
@@ -420,6 +424,12 @@ export async function* inBatches<T>(source: AsyncIterable<T>, most: number): Asy
 		yield batch;
 	}
 }
+
+/**
+ * Whether a crowd of tunnels that nobody holds gets smaller from one round to the next: their hosts have lost a gateway that died, and
+ * dial as fast as another one takes them. To say of thousands that they are gone, and then that they are back, keeps them waiting.
+ */
+export const areReturning = (before: number, now: number): boolean => now > CROWD && now <= before * QUEUE_MOVES;
 
 function parse<T>(schema: z.ZodType<T>, message: JsMsg): T {
 	let value: unknown;
