@@ -37,12 +37,21 @@ export interface Watch {
 
 /** How urgent a change is: what people can change (spec, deletion) before what machines report. */
 export function priorityOf<T extends KubeObject>({ type, object, previous, initial }: Change<T>): Priority {
-	if (initial) return priorities.resync;
+	if (initial) return priorityAtRest(object);
 	const reported =
 		type === "updated" &&
 		previous?.metadata.generation === object.metadata.generation &&
 		previous?.metadata.deletionTimestamp === object.metadata.deletionTimestamp;
 	return reported ? priorities.status : priorities.intent;
+}
+
+/**
+ * How urgent an object is that is looked at although nothing is told of it: what people changed while nobody watched (the operator
+ * was away, or another one leads now) is theirs all the same, and must not wait until all that machines report is done.
+ */
+function priorityAtRest({ metadata, status }: KubeObject & { status?: { observedGeneration?: number } }): Priority {
+	const isSeen = metadata.generation === undefined || metadata.generation === status?.observedGeneration;
+	return isSeen && metadata.deletionTimestamp === undefined ? priorities.resync : priorities.intent;
 }
 
 /** A {@link Watch}, typed by its reflector. `keys` is asked for the new and for the previous state of an object. */
@@ -117,7 +126,7 @@ export class Controller<T extends KubeObject> implements Runnable {
 
 	/** Has every object looked at again, after all that is more urgent. */
 	resync(): void {
-		for (const object of this.#options.primary.list()) this.#queue.add(keyOf(object), priorities.resync);
+		for (const object of this.#options.primary.list()) this.#queue.add(keyOf(object), priorityAtRest(object));
 	}
 
 	/** Whether nothing waits and nothing is under way. What comes later by the clock does not count. */

@@ -16,6 +16,7 @@ import { runWithLease } from "../../operator/kube/lease.ts";
 import { ConnectAgent } from "../../operator/kube/proxy.ts";
 import { type Change, Reflector } from "../../operator/kube/reflector.ts";
 import { type ConfigMap, configMaps, events, hosts, leases, namespaces } from "../../operator/kube/resources.ts";
+import { GroundplaneError } from "../../protocol/errors.ts";
 import { seeded } from "../fleet/host.ts";
 import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
 import { regionCertificates } from "../support/certificates.ts";
@@ -227,6 +228,29 @@ describe("a controller that is busy", () => {
 		open();
 		await until(() => expect(seen).toEqual(["a", "e", "d", "b", "c"]));
 		await stop();
+	});
+
+	it("takes first what people changed or deleted while it was away", async () => {
+		const namespace = await namespaceOf("away");
+		const known = async (name: string, observedGeneration: number) => {
+			const metadata = { name, namespace, ...(name === "d" && { finalizers: ["test/one"] }) };
+			await api.client.create(hosts, { metadata, spec: {} } as never);
+			await api.client.apply(hosts, { metadata: { name, namespace }, status: { observedGeneration } } as never, {
+				manager: "test",
+				subresource: "status",
+			});
+		};
+		for (const name of ["a", "b", "c", "d", "e"]) await known(name, 1);
+		await api.client.patch(hosts, { name: "c", namespace }, { spec: { maintenance: true } });
+		await api.client.delete(hosts, { name: "d", namespace });
+		await api.client.create(hosts, { metadata: { name: "f", namespace }, spec: {} } as never);
+		const primary = new Reflector({ client: api.client, resource: hosts, namespace, log });
+		const seen: string[] = [];
+		const reconcile = async (key: string) => void seen.push(key.slice(namespace.length + 1));
+		const controller = new Controller({ name: namespace, primary, log, reconcile });
+		const stops = [start(primary), start(controller)];
+		await until(() => expect(seen).toEqual(["c", "d", "f", "a", "b", "e"]));
+		for (const stop of stops) await stop();
 	});
 
 	it("gives every reconciliation a deadline of its own", async () => {
@@ -530,7 +554,8 @@ describe("a client through a gateway", () => {
 		gateway.on("connect", (request, socket) => {
 			asked.push(request.url ?? "");
 			if (!request.url?.includes("host-1")) {
-				socket.end("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
+				const problem = new GroundplaneError("HostNotConnected", "host-2 is away", { next: "Wait." });
+				socket.end(`HTTP/1.1 503 Service Unavailable\r\n\r\n${JSON.stringify(problem)}`);
 				return;
 			}
 			const upstream = connect(port, "127.0.0.1", () => {
@@ -559,7 +584,10 @@ describe("a client through a gateway", () => {
 		}
 		// One connection serves them all.
 		expect(asked).toEqual(["kube-apiserver.host-1:80"]);
-		await expect(through("host-2").get(namespaces, "default")).rejects.toMatchObject({ code: "HostNotConnected" });
+		await expect(through("host-2").get(namespaces, "default")).rejects.toMatchObject({
+			code: "HostNotConnected",
+			message: expect.stringContaining("host-2 is away"),
+		});
 		there.close();
 		gateway.closeAllConnections();
 		gateway.close();
