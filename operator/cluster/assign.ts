@@ -56,6 +56,12 @@ export function hostKeysOf({ metadata, spec, status }: Cluster): string[] {
 	return [...new Set(names)].map((name) => `${metadata.namespace}/${name}`);
 }
 
+/** Hosts that a cluster named or had and does no longer, by the same keys: whoever else wants them looks again. */
+export function letGoBy(previous: Cluster | undefined, now: Cluster | undefined): string[] {
+	const still = new Set(now === undefined ? [] : hostKeysOf(now));
+	return (previous === undefined ? [] : hostKeysOf(previous)).filter((key) => !still.has(key));
+}
+
 /**
  * Decides which hosts are members of a cluster. Hosts that are members already stay (a selector never swaps a working
  * host for another). Of further ones the best suited become control planes ({@link chooseControlPlanes}), and workers are taken in

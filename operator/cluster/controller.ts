@@ -10,7 +10,7 @@ import { getCondition, setConditions } from "../kube/conditions.ts";
 import { Controller, type Result, type Runnable, watch } from "../kube/controller.ts";
 import { ConnectAgent } from "../kube/proxy.ts";
 import { clusters, hosts, keyOf, type Secret, secrets } from "../kube/resources.ts";
-import { BY_CLUSTER, BY_HOST, clusterOf, hostKeysOf } from "./assign.ts";
+import { BY_CLUSTER, BY_HOST, clusterOf, hostKeysOf, letGoBy } from "./assign.ts";
 import { WorkloadClients } from "./clients.ts";
 import { joinSecretName } from "./joining.ts";
 import { isConnected, outputsOf } from "./members.ts";
@@ -41,7 +41,15 @@ export function createClusterController(deps: ControllerDeps): Runnable {
 	return new Controller({
 		name: "cluster",
 		primary: informers.clusters,
-		watches: [watch(informers.hosts, (host) => clustersOf(informers, host))],
+		watches: [
+			watch(informers.hosts, (host) => clustersOf(informers, host)),
+			// A host that two want is told of by nobody when the one that has it goes.
+			watch(informers.clusters, (_cluster, { type, object, previous }) =>
+				letGoBy(previous ?? object, type === "deleted" ? undefined : object)
+					.flatMap((key) => informers.clusters.byIndex(BY_HOST, key))
+					.map(keyOf),
+			),
+		],
 		reconcile: (key, signal) => reconciler.reconcile(key, signal),
 		concurrency: 16,
 		// The gateway of one region that does not answer must not take all of them.

@@ -4,8 +4,8 @@ import { type ControllerDeps, regionOf } from "../deps.ts";
 import { addFinalizer, removeFinalizer } from "../kube/apply.ts";
 import { getCondition, setCondition } from "../kube/conditions.ts";
 import { Controller, type Result } from "../kube/controller.ts";
-import { hosts } from "../kube/resources.ts";
-import { leftBehindOn, mayBeRemoved, summarize } from "./summary.ts";
+import { hosts, regions } from "../kube/resources.ts";
+import { givenUp, leftBehindOn, mayBeRemoved, summarize } from "./summary.ts";
 
 const FINALIZER = "groundplane.io/host";
 const MANAGER = "groundplane-host";
@@ -32,13 +32,11 @@ export function createHostController(deps: ControllerDeps): Controller<Host> {
 			const verdict = mayBeRemoved(host, region?.spec.hosts.forceRemoveAfter ?? "10m", now());
 			if (verdict === "no") return { requeueAfter: DELETING_MS };
 			if (verdict === "forced") {
-				events.event(
-					hosts,
-					host,
-					"Warning",
-					"LeftBehind",
-					"The host could not be reached, so its roles were not undone: install its system anew before it is used again.",
-				);
+				const note = givenUp(host);
+				events.event(hosts, host, "Warning", "LeftBehind", note);
+				// What is said of the host goes with the region's namespace.
+				if (region?.metadata.deletionTimestamp !== undefined)
+					events.event(regions, region, "Warning", "LeftBehind", note);
 			}
 			await removeFinalizer(client, hosts, host, FINALIZER, signal);
 			return undefined;

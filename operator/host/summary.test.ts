@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { type Host, hostSpec } from "../../crds/host.ts";
-import { FORMER_CLUSTER, leftBehindOn, mayBeRemoved, summarize } from "./summary.ts";
+import { FORMER_CLUSTER, givenUp, leftBehindOn, mayBeRemoved, summarize } from "./summary.ts";
 
 const NOW = Date.parse("2026-01-01T01:00:00Z");
 const connected = { state: "Connected" as const, since: "2026-01-01T00:00:00Z" };
@@ -204,6 +204,14 @@ describe("what is left behind", () => {
 	const out = { state: "Disconnected" as const, since: "2026-01-01T09:00:00Z" };
 	const known = [{ role: "kubernetes", cluster: "shop", since: "2026-01-01T09:30:00Z", message: "…" }];
 	const entry = { role: "kubernetes", cluster: "shop" };
+	it("is told when the host is given up, since it goes with it", () => {
+		const gone = host({ roles: [applied] }, {}, { annotations: { [FORMER_CLUSTER]: "shop" } });
+		expect(givenUp(gone)).toBe(
+			"Host h1 could not be reached, so its roles (kubernetes of cluster shop) were not undone and may still run there: join it to a region again, which undoes them, or install its system anew.",
+		);
+		expect(givenUp(host(undefined))).toContain("so its roles were not undone");
+	});
+
 	it.each<[string, Host["spec"]["roles"], Host["status"], ReturnType<typeof leftBehindOn>]>([
 		["nothing while the role is wanted", [role], { connection: out, roles: [applied] }, []],
 		["nothing while a connected host cleans itself", [], { connection: connected, roles: [applied] }, []],

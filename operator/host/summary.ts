@@ -136,6 +136,16 @@ export function leftBehindOn({ metadata, spec, status }: Host, now: number): Lef
 		});
 }
 
+/** What is said of a deleted host that can't be waited for any longer: with it goes its ledger, so all of that is in here. */
+export function givenUp({ metadata, status }: Host): string {
+	const roles = (status?.roles ?? []).map(({ name }) => {
+		const cluster = name === "kubernetes" ? metadata.annotations?.[FORMER_CLUSTER] : undefined;
+		return cluster === undefined ? name : `${name} of cluster ${cluster}`;
+	});
+	const left = roles.length === 0 ? "its roles were" : `its roles (${roles.join(", ")}) were`;
+	return `Host ${metadata.name} could not be reached, so ${left} not undone and may still run there: join it to a region again, which undoes them, or install its system anew.`;
+}
+
 /**
  * Whether a deleted host may go: its roles are undone and the agent has confirmed the empty document, it never had a
  * tunnel, or it has been out of reach for `forceRemoveAfter` of the region.
