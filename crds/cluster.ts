@@ -206,6 +206,12 @@ export const clusterSpec = z
 					.describe(
 						"Prometheus: numbers of API servers, kubelets, containers, node-exporter, and pods and services that ask for it by annotation, at the Service prometheus in kube-system, port 9090. On a volume of localPathStorage where that is on; else the numbers go with the pod.",
 					),
+				sriov: z
+					.boolean()
+					.default(false)
+					.describe(
+						"SR-IOV: virtual functions of the hosts' network cards as second networks of pods, by Multus, the SR-IOV CNI plugin and its device plugin. Needs a release that holds them. Which functions there are, the ConfigMap kube-system/sriovdp-config says, which is yours to make.",
+					),
 			})
 			.prefault({})
 			.describe(

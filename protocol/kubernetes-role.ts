@@ -129,6 +129,7 @@ export const kubernetesRoleParameters = z.object({
 						.describe("What Prometheus keeps of that on disk, in its own units; the rest is for what it works on."),
 				})
 				.default({ enabled: false, retention: "15d", storage: "8Gi", dataSize: "6553MB" }),
+			sriov: z.boolean().default(false),
 		})
 		// Written out: the host reads this from a JSON Schema, which does not fill a default in.
 		.default({
@@ -138,6 +139,7 @@ export const kubernetesRoleParameters = z.object({
 			localPathStorage: { enabled: false, defaultClass: true },
 			nodeExporter: false,
 			prometheus: { enabled: false, retention: "15d", storage: "8Gi", dataSize: "6553MB" },
+			sriov: false,
 		}),
 });
 export type KubernetesRoleInput = z.input<typeof kubernetesRoleParameters>;

@@ -4,8 +4,8 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { stringify } from "yaml";
-import { imports, referencesIn } from "./imports.ts";
+import { parseAllDocuments, stringify } from "yaml";
+import { imports, labelled, referencesIn } from "./imports.ts";
 
 const ours = process.arch === "arm64" ? "arm64" : "amd64";
 const reference = "quay.io/example/node:v1";
@@ -44,6 +44,13 @@ describe("imports into a release", () => {
 		expect(await readFile(calico?.files[0]?.source ?? "", "utf8")).toBe(manifest);
 	});
 
+	it("bring what several projects publish together in one file, with the label by which it is taken away again", async () => {
+		const [sriov] = await imports({ GROUNDPLANE_IMPORTS: await list({ name: "sriov", parts: 2 }) });
+		expect(sriov?.files.map(({ path }) => path)).toEqual(["pack/imports/sriov.yaml", "imports/sriov/node.tar"]);
+		const text = await readFile(sriov?.files[0]?.source ?? "", "utf8");
+		expect(text).toBe(labelled([manifest, manifest].join("---\n"), "sriov"));
+	});
+
 	it.each([
 		[
 			"a file that is another one",
@@ -73,9 +80,29 @@ it("finds the images of all containers, written out", () => {
 			stringify({ kind: "Pod", spec: { containers: [{ image: "example/a:v1" }, { image: "quay.io/b@sha256:1" }] } }),
 		),
 	).toEqual(["docker.io/example/a:v1", "quay.io/b@sha256:1"]);
+	expect(referencesIn(stringify({ spec: { containers: [{ image: "quay.io/a/b" }] } }))).toEqual(["quay.io/a/b:latest"]);
+});
+
+it("labels the objects of an add-on, and leaves their text and definitions of resources as they are", () => {
+	const config = '{\n  "a": "x"\n}\n';
+	const given = [
+		{ kind: "ConfigMap", metadata: { name: "a", labels: { app: "x" } }, data: { config } },
+		{ kind: "DaemonSet", metadata: { name: "b" }, spec: { template: { metadata: { labels: { app: "x" } } } } },
+		{ kind: "CustomResourceDefinition", metadata: { name: "c" } },
+	];
+	const text = `---\n# Upstream says something.\n${given.map((one) => stringify(one)).join("---\n")}---\n`;
+	const label = { "groundplane.io/addon": "sriov" };
+	expect(parseAllDocuments(labelled(text, "sriov")).map((one) => one.toJS())).toEqual([
+		{ ...given[0], metadata: { name: "a", labels: { app: "x", ...label } } },
+		{ ...given[1], metadata: { name: "b", labels: label } },
+		given[2],
+	]);
 });
 
 interface Wrong {
+	readonly name?: string;
+	/** How often the manifest is named. */
+	readonly parts?: number;
 	readonly digest?: string;
 	readonly tag?: string;
 	readonly architecture?: string;
@@ -85,6 +112,8 @@ interface Wrong {
 
 /** A list with a manifest and an archive as `docker save` writes it, with this one fault. */
 async function list({
+	name = "calico",
+	parts,
 	digest,
 	tag = reference,
 	architecture = ours,
@@ -102,13 +131,14 @@ async function list({
 		createHash("sha256")
 			.update(await readFile(join(directory, file)))
 			.digest("hex");
-	const calico = {
+	const one = { file: "calico.yaml", sha256: digest ?? (await of("calico.yaml")) };
+	const imported = {
 		version: "v1",
-		manifest: { file: "calico.yaml", sha256: digest ?? (await of("calico.yaml")) },
+		manifest: parts === undefined ? one : Array.from({ length: parts }, () => one),
 		images: [{ reference: named, file: "node.tar", sha256: await of("node.tar") }],
 		...more,
 	};
 	const path = join(directory, "imports.yaml");
-	await writeFile(path, stringify({ calico }));
+	await writeFile(path, stringify({ [name]: imported }));
 	return path;
 }

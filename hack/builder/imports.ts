@@ -1,6 +1,6 @@
-import { readFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { parse, parseAllDocuments } from "yaml";
+import { isMap, parse, parseAllDocuments } from "yaml";
 import { z } from "zod";
 import { GroundplaneError } from "../../protocol/errors.ts";
 import type { BundleFile } from "./bundle.ts";
@@ -16,14 +16,17 @@ const origin = z.strictObject({
 
 const imported = z.strictObject({
 	version: z.string().min(1),
-	/** Kubernetes objects as upstream publishes them. */
-	manifest: origin,
+	/** Kubernetes objects as upstream publishes them; where several projects belong together, those of each. */
+	manifest: z.union([origin, z.array(origin).min(1)]),
 	/** Archives as `docker save`, `skopeo copy` and `crane pull` write them. */
 	images: z.array(origin.extend({ reference: z.string().min(1) })).min(1),
 });
 
 /** The list that `GROUNDPLANE_IMPORTS` names: what upstream publishes as images alone, and how to know that it is just that. */
-const importList = z.strictObject({ calico: imported.optional() });
+const importList = z.strictObject({ calico: imported.optional(), sriov: imported.optional() });
+
+/** What a cluster can switch off: its objects bear the label by which the role pack takes add-ons away. */
+const ADDONS: readonly string[] = ["sriov"] satisfies (keyof z.output<typeof importList>)[];
 
 /** What a part of a release that can't be built from source brings into a bundle. */
 export interface Import {
@@ -52,7 +55,7 @@ async function take(
 	{ version, manifest, images }: z.output<typeof imported>,
 	directory: string,
 ): Promise<Import> {
-	const source = await bring(manifest, directory);
+	const source = await objectsOf(name, [manifest].flat(), directory);
 	checkReferences(
 		name,
 		referencesIn(await readFile(source, "utf8")),
@@ -71,6 +74,37 @@ async function take(
 		});
 	}
 	return { name, version, files };
+}
+
+/** The objects of an import in one file: upstream's own where it is one, and nothing has to be added to it. */
+async function objectsOf(
+	name: string,
+	manifests: readonly z.output<typeof origin>[],
+	directory: string,
+): Promise<string> {
+	const sources = await Promise.all(manifests.map((one) => bring(one, directory)));
+	const isAddon = ADDONS.includes(name);
+	const [only] = sources;
+	if (only !== undefined && sources.length === 1 && !isAddon) return only;
+	const inputs = [name, isAddon ? "labelled" : "as they are", manifests.map(({ sha256 }) => sha256)];
+	const result = await cached(`import-${name}`, inputs, async (target) => {
+		const texts = await Promise.all(sources.map((source) => readFile(source, "utf8")));
+		const text = texts.join("\n---\n");
+		await writeFile(join(target, "objects.yaml"), isAddon ? labelled(text, name) : text);
+	});
+	return join(result, "objects.yaml");
+}
+
+/**
+ * The objects with the label of an add-on, by which hosts take them away when it is switched off. Definitions of resources
+ * go without: they would take with them what people made of them.
+ */
+export function labelled(manifest: string, addon: string): string {
+	const objects = parseAllDocuments(manifest).filter((document) => isMap(document.contents));
+	for (const object of objects)
+		if (object.get("kind") !== "CustomResourceDefinition")
+			object.setIn(["metadata", "labels", "groundplane.io/addon"], addon);
+	return objects.map((object) => object.toString({ lineWidth: 0 }).replace(/^---\n/, "")).join("---\n");
 }
 
 /** A file whose digest is known, in the cache. */

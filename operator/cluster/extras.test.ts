@@ -14,6 +14,7 @@ const asked = (site: Site) => roleOf(site.host("h1"))?.parameters.addons;
 describe("what a release may lack", () => {
 	it.each([
 		["Calico", { ...spec, network: { cni: "calico" } }, /does not hold Calico.*ask your provider/],
+		["SR-IOV", { ...spec, addons: { sriov: true } }, /does not hold SR-IOV.*leave addons.sriov off/],
 		["Prometheus", withPrometheus, /does not hold Prometheus.*leave addons.prometheus off/],
 	])("a cluster that asks for %s is not begun, and says what to do", (_what, wanted, text) => {
 		const site = new Site(wanted, all);
@@ -25,7 +26,7 @@ describe("what a release may lack", () => {
 			reason: "NotInRelease",
 			message: expect.stringMatching(text),
 		});
-		site.extras = new Map([[NEW, ["calico", "prometheus"]]]);
+		site.extras = new Map([[NEW, ["calico", "prometheus", "sriov"]]]);
 		expect(site.run(30).cluster.status?.phase).toBe("Ready");
 	});
 

@@ -17,6 +17,10 @@ export function lacking({ spec }: Pick<Cluster, "spec">, extras: Extras, version
 		found.push(
 			`The release of Kubernetes ${version} here does not hold Prometheus: ask your provider for one that does (a whole hack/build makes it), or leave addons.prometheus off.`,
 		);
+	if (spec.addons.sriov && !held.includes("sriov"))
+		found.push(
+			`The release of Kubernetes ${version} here does not hold SR-IOV, which has to be imported when it is built: ask your provider for it (docs/development.md, "Imports"), or leave addons.sriov off and install it yourself.`,
+		);
 	return found;
 }
 
@@ -26,11 +30,16 @@ export function addonsFor(
 	extras: Extras,
 	version: string,
 ): KubernetesRoleInput["addons"] {
-	const { prometheus, ...others } = spec.addons;
-	const isHeld = extras?.get(version)?.includes("prometheus") ?? true;
+	const { prometheus, sriov, ...others } = spec.addons;
+	const isHeld = (name: string) => extras?.get(version)?.includes(name) ?? true;
 	return {
 		...others,
-		prometheus: { ...prometheus, enabled: prometheus.enabled && isHeld, dataSize: dataSize(prometheus.storage) },
+		prometheus: {
+			...prometheus,
+			enabled: prometheus.enabled && isHeld("prometheus"),
+			dataSize: dataSize(prometheus.storage),
+		},
+		sriov: sriov && isHeld("sriov"),
 	};
 }
 

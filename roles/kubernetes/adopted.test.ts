@@ -22,7 +22,7 @@ it.each<[KubernetesRoleInput["mode"], string[]]>([
 	["adopt-worker", ["directory/etc/groundplane/kubernetes", "adopted-node"]],
 ])("%s touches nothing but the region's own way in", (mode, names) => {
 	expect(stepsOf(mode).map(({ name }) => name)).toEqual(names);
-	const addons = { metricsServer: true, nodeExporter: true, localPathStorage: { enabled: true } };
+	const addons = { metricsServer: true, nodeExporter: true, localPathStorage: { enabled: true }, sriov: true };
 	expect(stepsOf(mode, { addons, cni: "flannel" }).map(({ name }) => name)).toEqual(names);
 });
 

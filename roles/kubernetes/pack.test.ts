@@ -166,6 +166,29 @@ describe("role pack kubernetes", () => {
 		expect(() => render(bundle, withCalico, { ...parameters }, facts)).not.toThrow();
 	});
 
+	it("applies SR-IOV as it was imported, with its images on every host, and takes it away with the other add-ons", () => {
+		const listed = ["multus-cni", "sriov-cni", "sriov-network-device-plugin"].map((name) => ({
+			path: `imports/sriov/${name}.tar`,
+			kind: "image" as const,
+			reference: `registry.example/${name}:v1`,
+		}));
+		const bundle = packManifest([...manifest.files, ...listed]);
+		const withSriov = new Map([...files, ["pack/imports/sriov.yaml", "kind: DaemonSet # {{as it is}}"]]);
+		const steps = (mode: "init" | "join-worker", sriov: boolean) =>
+			render(bundle, withSriov, { ...parameters, mode, addons: { sriov } }, facts).steps;
+		expect(want(steps("init", true), "sriov").content).toContain("{{as it is}}");
+		expect(step(steps("join-worker", true), "sriov")).toBeUndefined();
+		for (const mode of ["init", "join-worker"] as const) {
+			expect(steps(mode, true).filter(({ name }) => name.startsWith("sriov-image/"))).toHaveLength(3);
+			expect(steps(mode, false).filter(({ name }) => /sriov|multus/.test(name))).toEqual([]);
+		}
+		const selector = (on: boolean) =>
+			(want(steps("init", on), "addons-off") as { run: string[] }).run.find((one) => one.startsWith("--selector"));
+		expect(selector(true)).toMatch(/notin \(none,sriov\)$/);
+		expect(selector(false)).toMatch(/notin \(none\)$/);
+		expect(() => rendered({ addons: { sriov: true } })).toThrow(/imports\/sriov.yaml is missing/);
+	});
+
 	const allAddons: KubernetesRoleInput["addons"] = {
 		metricsServer: true,
 		localPathStorage: { enabled: true },

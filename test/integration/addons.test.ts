@@ -12,7 +12,7 @@ import { type Exec, execute } from "../../agent/primitives/exec.ts";
 import { primitives } from "../../agent/primitives/index.ts";
 import type { StepContext } from "../../agent/primitives/primitive.ts";
 import { goProgram } from "../../hack/builder/go.ts";
-import { referencesIn } from "../../hack/builder/imports.ts";
+import { labelled, referencesIn } from "../../hack/builder/imports.ts";
 import { prometheusProgram } from "../../hack/builder/programs.ts";
 import { tool } from "../../hack/builder/tools.ts";
 import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
@@ -79,6 +79,59 @@ it.runIf(calicoManifest)("Calico's own objects are accepted, as hosts apply them
 		"quay.io/calico/node",
 	]);
 });
+
+/** So are those of Multus, the SR-IOV CNI plugin and its device plugin: their files, with commas between. */
+const sriovManifests = process.env.GROUNDPLANE_SRIOV_MANIFESTS;
+it.runIf(sriovManifests)(
+	"SR-IOV's own objects are accepted, and go when it is switched off but for what people made",
+	async () => {
+		const files = (sriovManifests ?? "").split(",");
+		const texts = await Promise.all(files.map((path) => readFile(path, "utf8")));
+		const content = labelled(texts.join("\n---\n"), "sriov");
+		const pack = new Map([...packFiles, ["pack/imports/sriov.yaml", content]]);
+		const step = steps({ sriov: true }, "flannel", pack).find(({ name }) => name === "sriov") as Step;
+		await primitive(step).apply(step.want, context(), { last: undefined, now: step.digest });
+		expect(await primitive(step).observe(step.want, context(), { last: step.digest, now: step.digest })).toEqual({
+			ok: true,
+		});
+		expect(referencesIn(content).map((reference) => reference.replace(/:.*/, ""))).toEqual([
+			"ghcr.io/k8snetworkplumbingwg/multus-cni",
+			"ghcr.io/k8snetworkplumbingwg/sriov-cni",
+			"ghcr.io/k8snetworkplumbingwg/sriov-network-device-plugin",
+		]);
+		const definition = "customresourcedefinition/network-attachment-definitions.k8s.cni.cncf.io";
+		await kubectl("wait", "--for=condition=Established", "--timeout=60s", definition);
+		const mine = "network-attachment-definitions.k8s.cni.cncf.io/mine";
+		const network = {
+			apiVersion: "k8s.cni.cncf.io/v1",
+			kind: "NetworkAttachmentDefinition",
+			metadata: { name: "mine" },
+		};
+		await exec("kubectl", ["--kubeconfig=/etc/kubernetes/admin.conf", "apply", "--filename=-"], {
+			input: JSON.stringify({ ...network, spec: { config: '{"cniVersion":"1.0.0","type":"sriov"}' } }),
+		});
+
+		const addonObjects = async () => {
+			const kinds = "daemonsets,configmaps,serviceaccounts,clusterroles,clusterrolebindings";
+			const args = ["get", kinds, "--all-namespaces", "--selector=groundplane.io/addon=sriov", "--output=name"];
+			return (await kubectl(...args)).trim().split("\n").filter(Boolean).sort();
+		};
+		expect(await addonObjects()).toEqual([
+			"clusterrole.rbac.authorization.k8s.io/multus",
+			"clusterrolebinding.rbac.authorization.k8s.io/multus",
+			"configmap/multus-daemon-config",
+			"daemonset.apps/kube-multus-ds",
+			"daemonset.apps/kube-sriov-cni-ds",
+			"daemonset.apps/kube-sriov-device-plugin",
+			"serviceaccount/multus",
+			"serviceaccount/sriov-device-plugin",
+		]);
+		const off = steps({}).find(({ name }) => name === "addons-off") as Step;
+		await primitive(off).apply(off.want, context(), { last: undefined, now: off.digest });
+		expect(await addonObjects()).toEqual([]);
+		expect(await kubectl("get", mine, "--output=name")).toContain("mine");
+	},
+);
 
 describe("Prometheus, as upstream's program", () => {
 	const children: ChildProcess[] = [];

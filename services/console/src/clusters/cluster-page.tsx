@@ -226,6 +226,7 @@ function Settings({ cluster: { spec, status }, created }: { cluster: Cluster; cr
 					addons.localPathStorage.enabled && "local-path storage",
 					addons.nodeExporter && "node-exporter",
 					addons.prometheus.enabled && "Prometheus",
+					addons.sriov && "SR-IOV",
 				]
 					.filter(Boolean)
 					.join(", ") || "none"}
