@@ -47,6 +47,8 @@ interface Run {
 	desired: DesiredRole | undefined;
 	fingerprint: string;
 	rendered: RenderedRole | undefined;
+	/** Everything is here that has to be before the first step. */
+	prepared: boolean;
 	manifest: ReleaseManifest | undefined;
 	readonly observed: Map<string, Observation>;
 	/** When a step was last looked at. */
@@ -100,10 +102,15 @@ export class Engine {
 	/** What the host should be from now on. Before the first call nothing is done, and nothing is undone. */
 	setDesired(desired: DesiredRoles): void {
 		this.#desired = desired;
+		this.#endUnwanted();
+		this.#wake.resolve();
+	}
+
+	/** A step towards something that is no longer wanted is not waited for. */
+	#endUnwanted(): void {
 		const running = this.#underWay;
 		const before = running && this.#runs.get(running.role)?.desired;
-		const after = desired.roles.find(({ name }) => name === running?.role);
-		// A step towards something that is no longer wanted is not waited for.
+		const after = this.#desired?.roles.find(({ name }) => name === running?.role);
 		if (before && after?.version !== before.version)
 			running.abort.abort(
 				new GroundplaneError(
@@ -114,7 +121,6 @@ export class Engine {
 					{ next: after ? "Nothing: the host goes there." : "Nothing: what it did is undone." },
 				),
 			);
-		this.#wake.resolve();
 	}
 
 	/** Calls back with all roles whenever one of them has changed. Returns how to stop that. */
@@ -196,6 +202,7 @@ export class Engine {
 			desired,
 			fingerprint,
 			rendered: undefined,
+			prepared: false,
 			manifest: undefined,
 			observed: new Map(),
 			checkedAt: new Map(),
@@ -213,7 +220,7 @@ export class Engine {
 	async #advance(run: Run, signal: AbortSignal): Promise<boolean> {
 		const { now, random, log } = this.#options;
 		try {
-			if (run.desired && !run.rendered) await this.#prepare(run, run.desired, signal);
+			if (run.desired && !run.prepared) await this.#unlessUnwanted(run, signal, (either) => this.#prepare(run, either));
 			this.#expire(run);
 			const [action] = plan(run.rendered, this.#journal.get(run.name), run.observed);
 			if (!action) {
@@ -244,8 +251,10 @@ export class Engine {
 	}
 
 	/** Fetches the bundle's manifest and pack, fills in the steps, and fetches what they need that is not on the host. */
-	async #prepare(run: Run, desired: DesiredRole, signal: AbortSignal): Promise<void> {
+	async #prepare(run: Run, signal: AbortSignal): Promise<void> {
 		const { bundles, facts } = this.#options;
+		const { desired } = run;
+		if (!desired) return;
 		run.current = "fetch the role pack";
 		this.#report();
 		const manifest = await bundles.manifest(desired.name, desired.version, signal);
@@ -266,6 +275,16 @@ export class Engine {
 		} else if (!journal || journal.identity === run.rendered.identity) {
 			run.fetching = this.#fetch(run, manifest, signal);
 		}
+		run.prepared = true;
+		this.#recovered(run);
+	}
+
+	/** Forgets a failure that is over: of this step, or of what had to be here before any. */
+	#recovered(run: Run, step?: string): void {
+		const { failure, rendered } = run;
+		if (!failure || (failure.step !== step && rendered?.steps.some(({ name }) => name === failure.step))) return;
+		run.failure = undefined;
+		run.failures = 0;
 	}
 
 	/** Keeps the files of the version that is wanted and of the one before, for the way back; those of older ones go. */
@@ -340,28 +359,42 @@ export class Engine {
 	async #do(run: Run, action: Action, signal: AbortSignal): Promise<void> {
 		if (action.do === "forget") return this.#forget(run);
 		const name = action.do === "undo" ? action.entry.name : action.step.name;
-		const abort = new AbortController();
 		const timeout = action.do === "undo" ? 300_000 : action.step.timeout;
-		let deadline: NodeJS.Timeout | undefined;
-		this.#underWay = { role: run.name, abort };
-		try {
-			if (action.do === "apply") await this.#arrive(run, action.step, AbortSignal.any([signal, abort.signal]));
-			deadline = setTimeout(() => {
-				abort.abort(
+		await this.#unlessUnwanted(run, signal, async (either, abort) => {
+			if (action.do === "apply") await this.#arrive(run, action.step, either);
+			const deadline = setTimeout(() => {
+				abort(
 					new GroundplaneError("StepTimeout", `${name} took longer than ${timeout / 1000} s`, {
 						next: "Look at the host's load, disk and network; it is tried again by itself.",
 					}),
 				);
 			}, timeout);
-			const context = this.#context(run, AbortSignal.any([signal, abort.signal]));
-			if (action.do === "check") await this.#check(run, action.step, context);
-			else if (action.do === "apply") await this.#apply(run, action.step, context);
-			else await this.#undo(run, action.entry, context);
+			try {
+				const context = this.#context(run, either);
+				if (action.do === "check") await this.#check(run, action.step, context);
+				else if (action.do === "apply") await this.#apply(run, action.step, context);
+				else await this.#undo(run, action.entry, context);
+			} finally {
+				clearTimeout(deadline);
+			}
+		});
+	}
+
+	/** Work for a role that {@link setDesired} may end at any moment: a step, or the files of a version that come. */
+	async #unlessUnwanted(
+		run: Run,
+		signal: AbortSignal,
+		work: (either: AbortSignal, abort: (reason: GroundplaneError) => void) => Promise<void>,
+	): Promise<void> {
+		const abort = new AbortController();
+		this.#underWay = { role: run.name, abort };
+		this.#endUnwanted();
+		try {
+			await work(AbortSignal.any([signal, abort.signal]), (reason) => abort.abort(reason));
 		} catch (error) {
 			// Whoever threw because of our signal says so in many ways; its reason is what matters.
 			throw abort.signal.aborted ? abort.signal.reason : error;
 		} finally {
-			clearTimeout(deadline);
 			this.#underWay = undefined;
 		}
 	}
@@ -406,10 +439,7 @@ export class Engine {
 		run.observed.set(step.name, seen);
 		await this.#keepOutputs(run, seen);
 		run.checkedAt.set(step.name, this.#options.now());
-		if (run.failure?.step === step.name) {
-			run.failure = undefined;
-			run.failures = 0;
-		}
+		this.#recovered(run, step.name);
 		this.#options.log.info({ role: run.name, step: step.name, ms: this.#options.now() - started }, "step done");
 	}
 

@@ -1,6 +1,10 @@
 import { randomBytes } from "node:crypto";
 import { constants, copyFile, type FileHandle, lstat, mkdir, open, readdir, rename, rm, rmdir } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
+
+/** Whose files in the making are whose: another process that left some was killed. */
+const PROCESS = randomBytes(6).toString("hex");
+let made = 0;
 
 /** What stands at a path, without following a link; undefined when nothing does. */
 export async function statOf(path: string) {
@@ -33,7 +37,7 @@ export async function writeDurable(
 	content: string | Uint8Array | ((file: FileHandle) => Promise<void>),
 	mode = 0o644,
 ): Promise<void> {
-	const temporary = join(dirname(path), `.${randomBytes(6).toString("hex")}.groundplane`);
+	const temporary = await temporaryFor(path);
 	try {
 		const file = await open(temporary, "wx", mode);
 		try {
@@ -54,7 +58,7 @@ export async function writeDurable(
 
 /** Copies a file like {@link writeDurable}, in the kernel: as a reflink where the file system has them. */
 export async function copyDurable(from: string, to: string, mode: number): Promise<void> {
-	const temporary = join(dirname(to), `.${randomBytes(6).toString("hex")}.groundplane`);
+	const temporary = await temporaryFor(to);
 	try {
 		await copyFile(from, temporary, constants.COPYFILE_FICLONE);
 		const file = await open(temporary, "r");
@@ -70,6 +74,21 @@ export async function copyDurable(from: string, to: string, mode: number): Promi
 		throw error;
 	}
 	await syncDirectory(dirname(to));
+}
+
+/** Where a file is made before it takes its place. Nobody else uses the name, and what was left of earlier tries goes. */
+async function temporaryFor(path: string): Promise<string> {
+	await removeUnfinished(path);
+	return join(dirname(path), `.${basename(path)}.${PROCESS}-${made++}.groundplane`);
+}
+
+/** Removes what processes that were killed while they wrote a file left beside it. */
+export async function removeUnfinished(path: string): Promise<void> {
+	const start = `.${basename(path)}.`;
+	for (const name of await namesIn(dirname(path))) {
+		const by = name.startsWith(start) && /^([0-9a-f]{12})-\d+\.groundplane$/.exec(name.slice(start.length))?.[1];
+		if (by && by !== PROCESS) await rm(join(dirname(path), name), { force: true });
+	}
 }
 
 export async function syncDirectory(path: string): Promise<void> {

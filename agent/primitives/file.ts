@@ -7,6 +7,7 @@ import {
 	makeDirectories,
 	missingDirectories,
 	removeEmptyDirectories,
+	removeUnfinished,
 	statOf,
 	syncDirectory,
 	writeDurable,
@@ -83,5 +84,6 @@ export async function restorePath({ path, createdDirectories, before }: PathMemo
 		await chown(path, before.uid, before.gid);
 		await rm(before.backup, { force: true });
 	}
+	await removeUnfinished(path);
 	await removeEmptyDirectories(createdDirectories);
 }

@@ -19,6 +19,7 @@ import type { StepContext } from "./primitive.ts";
 import { unit } from "./unit.ts";
 import {
 	type Change,
+	complaintIn,
 	endedWith,
 	manifestConfiguration,
 	mayGoOnToEtcd,
@@ -151,19 +152,33 @@ describe("a change of version", () => {
 		expect(runningTasks(table)).toEqual(["ab12"]);
 	});
 
-	it("sees whether static pods run as their manifests say", () => {
+	it("sees whether static pods run as their manifests say, and go on running", () => {
 		const manifests = new Map([["etcd.yaml", "spec:\n  containers:\n  - image: registry.k8s.io/etcd:3.6.8-0\n"]]);
-		const pod = (name: string, image: string, phase: string) => ({
-			items: [
-				{ metadata: { name }, spec: { containers: [{ image: `registry.k8s.io/etcd:${image}` }] }, status: { phase } },
-			],
-		});
-		const problem = (list: ReturnType<typeof pod>) => staticPodProblem(list, manifests, "host-1");
-		expect(problem(pod("etcd-host-1", "3.6.8-0", "Running"))).toBeUndefined();
-		expect(problem(pod("etcd-host-1", "3.6.6-0", "Running"))).toBe("pod etcd-host-1 is not made anew");
-		expect(problem(pod("etcd-host-2", "3.6.8-0", "Running"))).toBe("pod etcd-host-1 is not made anew");
-		expect(problem(pod("etcd-host-1", "3.6.8-0", "Pending"))).toBe("pod etcd-host-1 is Pending");
+		const now = Date.parse("2026-01-01T00:01:00Z");
+		const since = (startedAt: string) => ({ running: { startedAt } });
+		const problem = (name: string, image: string, phase: string, state: object = since("2026-01-01T00:00:50Z")) => {
+			const spec = { containers: [{ image: `registry.k8s.io/etcd:${image}` }] };
+			const pod = { metadata: { name }, spec, status: { phase, containerStatuses: [{ state }] } };
+			return staticPodProblem({ items: [pod] }, manifests, "host-1", now);
+		};
+		expect(problem("etcd-host-1", "3.6.8-0", "Running")).toBeUndefined();
+		expect(problem("etcd-host-1", "3.6.6-0", "Running")).toBe("pod etcd-host-1 is not made anew");
+		expect(problem("etcd-host-2", "3.6.8-0", "Running")).toBe("pod etcd-host-1 is not made anew");
+		expect(problem("etcd-host-1", "3.6.8-0", "Pending")).toBe("pod etcd-host-1 is Pending");
+		expect(problem("etcd-host-1", "3.6.8-0", "Running", { waiting: { reason: "CrashLoopBackOff" } })).toBe(
+			"pod etcd-host-1 does not run: CrashLoopBackOff",
+		);
+		expect(problem("etcd-host-1", "3.6.8-0", "Running", since("2026-01-01T00:00:59Z"))).toBe(
+			"pod etcd-host-1 was started a moment ago",
+		);
 	});
+
+	it.each([
+		["Error: unknown flag: --no-such-flag\n", "Error: unknown flag: --no-such-flag"],
+		["I0101 all is well\nE0101 the disk is full\nI0101 bye\n\n", "E0101 the disk is full"],
+		["Started kubelet.service\nbye\nkubelet.service: Failed with result 'exit-code'.\n", "bye"],
+		["", "it said nothing"],
+	])("finds in %j why a program ended", (text, expected) => expect(complaintIn(text)).toBe(expected));
 
 	it("says what keeps a node from its version", () => {
 		const node = (kubeletVersion: string, status: string) => ({

@@ -2,7 +2,14 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import { keepManifests, missingManifests, putBackManifests } from "./static-pods.ts";
+import {
+	endedMost,
+	endOfLog,
+	keepManifests,
+	missingManifests,
+	putBackManifests,
+	staticPodRuns,
+} from "./static-pods.ts";
 
 let root: string;
 let kept: string;
@@ -45,4 +52,32 @@ it("follows a change of version: what is kept is what was there last", async () 
 	rmSync(manifests, { recursive: true });
 	await putBackManifests(kept, manifests);
 	expect(readFileSync(join(manifests, "etcd.yaml"), "utf8")).toBe("newer");
+});
+
+it("counts by their logs how often static pods ended, and knows one that was changed from the one before", async () => {
+	const log = (pod: string, container: string, count: number, text = "") => {
+		mkdirSync(join(root, "pods", pod, container), { recursive: true });
+		writeFileSync(join(root, "pods", pod, container, `${count}.log`), text);
+	};
+	const runs = () => staticPodRuns("host-1", join(root, "pods"));
+	expect((await runs()).size).toBe(0);
+	log("kube-system_etcd-host-1_aa", "etcd", 7);
+	log("kube-system_etcd-host-11_aa", "etcd", 50);
+	log("kube-system_coredns-1_ff", "coredns", 50);
+	const before = await runs();
+	expect(endedMost(before, before)).toBeUndefined();
+	// The first run of a pod that was changed is no end of anything.
+	log("kube-system_kube-apiserver-host-1_bb", "kube-apiserver", 0);
+	expect(endedMost(before, await runs())).toBeUndefined();
+	log("kube-system_etcd-host-1_aa", "etcd", 8);
+	log(
+		"kube-system_kube-apiserver-host-1_bb",
+		"kube-apiserver",
+		2,
+		"2026-01-01T00:00:00Z stderr F Error: unknown flag\n",
+	);
+	const most = endedMost(before, await runs());
+	expect(most).toMatchObject({ name: "kube-apiserver", times: 2 });
+	expect(await endOfLog(most?.log ?? "")).toBe("Error: unknown flag\n");
+	expect(await endOfLog(join(root, "none"))).toBe("");
 });

@@ -11,12 +11,15 @@ import { KUBELET_PLACES, startKubelet } from "./kubelet.ts";
 import type { StepContext } from "./primitive.ts";
 import { endStandIn, standIn } from "./stand-in.ts";
 import {
+	endedMost,
+	endOfLog,
 	keepManifests,
 	MANIFESTS,
 	manifestsIn,
 	missingManifests,
 	putBackManifests,
 	STATIC_PODS,
+	staticPodRuns,
 } from "./static-pods.ts";
 
 /** What a change of version needs to know of a node. */
@@ -37,9 +40,14 @@ const KUBERNETES = "/etc/kubernetes";
 const ADMIN = `${KUBERNETES}/admin.conf`;
 const KUBELET_IDENTITY = `${KUBERNETES}/kubelet.conf`;
 const { link: KUBELET, files: KUBELET_FILES } = KUBELET_PLACES;
-const VERSION = "/etc/groundplane/kubernetes/node-version";
-const UPGRADE_CONFIG = "/etc/groundplane/kubernetes/kubeadm-upgrade.yaml";
-const INIT_CONFIG = "/etc/groundplane/kubernetes/kubeadm-manifests.yaml";
+/** What changes of version write beside their state; all of it goes with the node. */
+const WRITTEN = {
+	version: "/etc/groundplane/kubernetes/node-version",
+	/** kubeadm's UpgradeConfiguration. */
+	upgrade: "/etc/groundplane/kubernetes/kubeadm-upgrade.yaml",
+	/** kubeadm's InitConfiguration and ClusterConfiguration, of which it makes manifests. */
+	init: "/etc/groundplane/kubernetes/kubeadm-manifests.yaml",
+} as const;
 const CRI_SOCKET = "unix:///run/containerd/containerd.sock";
 const STATE = "/var/lib/groundplane/kubernetes";
 const CHANGE = `${STATE}/change.json`;
@@ -56,6 +64,8 @@ const HOLD_MS = 5 * 60_000;
 const API_MS = 60_000;
 const HEALTHY_MS = 90_000;
 const CRASHES = 3;
+/** A program that refuses a flag, or its configuration, has ended by then. */
+const STEADY_MS = 3_000;
 const LOOK_MS = 1000;
 /** For how long a part of a control plane may end by itself. An API server that has no limit for watches waits a minute for them. */
 const END_MS = 5_000;
@@ -105,8 +115,8 @@ export async function versionProblem(node: VersionedNode, now: number): Promise<
 export async function settleVersion(version: string): Promise<void> {
 	await makeDirectories(STATE, 0o700);
 	await keepManifests(MANIFESTS_KEPT);
-	await makeDirectories(dirname(VERSION));
-	await writeDurable(VERSION, version);
+	await makeDirectories(dirname(WRITTEN.version));
+	await writeDurable(WRITTEN.version, version);
 }
 
 /** What somebody took away from a node that is at its version; undefined when nothing is missing. */
@@ -128,7 +138,7 @@ export async function repairNode(node: VersionedNode, context: StepContext): Pro
 
 /** Removes everything that was kept for changes of version. */
 export async function forgetVersions(): Promise<void> {
-	for (const path of [VERSION, UPGRADE_CONFIG]) await rm(path, { force: true });
+	for (const path of Object.values(WRITTEN)) await rm(path, { force: true });
 	await rm(STATE, { recursive: true, force: true });
 	if ((await statOf(KUBELET))?.isSymbolicLink()) await rm(KUBELET, { force: true });
 }
@@ -216,7 +226,7 @@ async function finish({ version, kubelet }: VersionedNode, other: string): Promi
 
 /** The version that the node was made with or last changed to. */
 async function currentVersion(otherwise: string): Promise<string> {
-	return readFile(VERSION, "utf8").catch((error: unknown) => {
+	return readFile(WRITTEN.version, "utf8").catch((error: unknown) => {
 		if (isMissing(error)) return otherwise;
 		throw error;
 	});
@@ -408,11 +418,11 @@ async function changeControlPlane(
 	const leads = versionOf(cluster) !== node.version;
 	log(`kubeadm upgrade: the cluster is configured for ${versionOf(cluster)}`);
 	const endpoint = advertised(await readManifest("kube-apiserver.yaml")) ?? `${node.nodeAddress}:6443`;
-	await writeDurable(INIT_CONFIG, manifestConfiguration(cluster, node, endpoint), 0o600);
+	await writeDurable(WRITTEN.init, manifestConfiguration(cluster, node, endpoint), 0o600);
 	const next = await nextManifests(context);
 	if (!mayGoOnToEtcd(await readManifest("etcd.yaml"), next.get("etcd.yaml") ?? "")) next.delete("etcd.yaml");
 	await kubeadmUpgrade("node", ["preflight", "control-plane", "addon", "post-upgrade"], node, context);
-	if (!down) await exec("kubeadm", ["certs", "renew", "all", `--config=${INIT_CONFIG}`], { signal });
+	if (!down) await exec("kubeadm", ["certs", "renew", "all", `--config=${WRITTEN.init}`], { signal });
 
 	await replace(next, node.kubelet, node, context);
 	await judge(node, context);
@@ -437,9 +447,9 @@ async function kubeadmUpgrade(
 		apply: { ...common, kubernetesVersion: version, forceUpgrade: true },
 		node: common,
 	};
-	await writeDurable(UPGRADE_CONFIG, JSON.stringify(config, null, "\t"), 0o600);
+	await writeDurable(WRITTEN.upgrade, JSON.stringify(config, null, "\t"), 0o600);
 	await clearKubeadmBackups();
-	await exec("kubeadm", ["upgrade", kind, `--config=${UPGRADE_CONFIG}`, `--skip-phases=${skipPhases.join(",")}`], {
+	await exec("kubeadm", ["upgrade", kind, `--config=${WRITTEN.upgrade}`, `--skip-phases=${skipPhases.join(",")}`], {
 		signal,
 	});
 }
@@ -474,7 +484,7 @@ async function nextManifests({ exec, signal }: StepContext): Promise<Map<string,
 		["control-plane", "all"],
 		["etcd", "local"],
 	])
-		await exec("kubeadm", ["init", "phase", ...phase, "--dry-run", `--config=${INIT_CONFIG}`], options);
+		await exec("kubeadm", ["init", "phase", ...phase, "--dry-run", `--config=${WRITTEN.init}`], options);
 	const next = await manifestsIn(NEXT);
 	await rm(NEXT, { recursive: true, force: true });
 	return next;
@@ -538,6 +548,7 @@ async function judge(node: VersionedNode, context: StepContext): Promise<void> {
 async function waitHealthy(node: VersionedNode, context: StepContext): Promise<void> {
 	const { exec, signal, now } = context;
 	const deadline = now() + HEALTHY_MS;
+	const before = await staticPodRuns(node.nodeName);
 	for (;;) {
 		const why = await unhealthy(node, context);
 		if (why === undefined) return;
@@ -546,16 +557,28 @@ async function waitHealthy(node: VersionedNode, context: StepContext): Promise<v
 			codes: true,
 		});
 		const crashes = Number(stdout);
-		if (crashes >= CRASHES || now() > deadline) {
-			const what =
-				crashes >= CRASHES ? `the kubelet ended ${crashes} times in a row: ${await lastWords(context)}` : why;
-			throw new GroundplaneError("StepFailed", what, { next: "Look at journalctl -u kubelet on the host." });
+		if (crashes >= CRASHES)
+			throw new GroundplaneError(
+				"StepFailed",
+				`the kubelet ended ${crashes} times in a row: ${await lastWords(context)}`,
+				{ next: "Look at journalctl -u kubelet on the host." },
+			);
+		const ended = endedMost(before, await staticPodRuns(node.nodeName));
+		const isOver = now() > deadline;
+		if (ended && (ended.times >= CRASHES || isOver)) {
+			const times = ended.times === 1 ? "once" : `${ended.times} times`;
+			const what = `${ended.name} ended ${times}: ${complaintIn(await endOfLog(ended.log))}`;
+			// One that ended a single time may have been ended by us.
+			throw new GroundplaneError("StepFailed", ended.times >= CRASHES ? what : `${why}; ${what}`, {
+				next: `Look at ${ended.log} on the host.`,
+			});
 		}
+		if (isOver) throw new GroundplaneError("StepFailed", why, { next: "Look at journalctl -u kubelet on the host." });
 		await sleep(LOOK_MS, undefined, { signal });
 	}
 }
 
-async function unhealthy(node: VersionedNode, { exec, signal }: StepContext): Promise<string | undefined> {
+async function unhealthy(node: VersionedNode, { exec, signal, now }: StepContext): Promise<string | undefined> {
 	if (!(await kubeletAnswers())) return "the kubelet does not answer on its health port";
 	const ask = (...question: string[]) =>
 		exec("kubectl", ["--request-timeout=5s", ...question], { signal, codes: true });
@@ -569,7 +592,8 @@ async function unhealthy(node: VersionedNode, { exec, signal }: StepContext): Pr
 		const ofNode = ["--selector=tier=control-plane", `--field-selector=spec.nodeName=${node.nodeName}`];
 		const pods = await ask(...local, "get", "pods", "--namespace=kube-system", ...ofNode, "-o", "json");
 		if (pods.code !== 0) return `the control plane's pods can't be asked for: ${pods.stderr.trim().slice(-200)}`;
-		const problem = staticPodProblem(JSON.parse(pods.stdout) as PodList, await manifestsIn(MANIFESTS), node.nodeName);
+		const running = await manifestsIn(MANIFESTS);
+		const problem = staticPodProblem(JSON.parse(pods.stdout) as PodList, running, node.nodeName, now());
 		if (problem !== undefined) return problem;
 	}
 	const { code, stdout, stderr } = await ask(
@@ -604,7 +628,15 @@ interface PodList {
 	readonly items: readonly {
 		readonly metadata: { readonly name: string };
 		readonly spec: { readonly containers: readonly { readonly image: string }[] };
-		readonly status?: { readonly phase?: string };
+		readonly status?: {
+			readonly phase?: string;
+			readonly containerStatuses?: readonly {
+				readonly state?: {
+					readonly running?: { readonly startedAt?: string };
+					readonly waiting?: { readonly reason?: string };
+				};
+			}[];
+		};
 	}[];
 }
 
@@ -616,6 +648,7 @@ export function staticPodProblem(
 	{ items }: PodList,
 	manifests: ReadonlyMap<string, string>,
 	nodeName: string,
+	now: number,
 ): string | undefined {
 	for (const [file, manifest] of manifests) {
 		const name = `${file.replace(/\.yaml$/, "")}-${nodeName}`;
@@ -623,6 +656,12 @@ export function staticPodProblem(
 		const isCurrent = pod?.spec.containers.every(({ image }) => manifest.includes(`image: ${image}\n`)) ?? false;
 		if (!isCurrent) return `pod ${name} is not made anew`;
 		if (pod?.status?.phase !== "Running") return `pod ${name} is ${pod?.status?.phase ?? "not running"}`;
+		// Its phase is Running also while its container ends again and again.
+		for (const { state } of pod.status.containerStatuses ?? []) {
+			if (state?.running === undefined)
+				return `pod ${name} does not run: ${state?.waiting?.reason ?? "its container ended"}`;
+			if (now - Date.parse(state.running.startedAt ?? "") < STEADY_MS) return `pod ${name} was started a moment ago`;
+		}
 	}
 	return undefined;
 }
@@ -645,7 +684,12 @@ async function lastWords({ exec, signal }: StepContext): Promise<string> {
 		signal,
 		codes: true,
 	});
-	const lines = stdout.split("\n").filter((line) => line.trim() !== "");
+	return complaintIn(stdout);
+}
+
+/** The line of a log that says why its program ended; of several the last. */
+export function complaintIn(text: string): string {
+	const lines = text.split("\n").filter((line) => line.trim() !== "");
 	const said = lines.filter((line) => !/^(Started|Stopped|Starting|Stopping|kubelet\.service:)/.test(line));
 	return (said.findLast((line) => /^[EF]\d{4}|panic|rror/.test(line)) ?? said.at(-1) ?? "it said nothing").slice(
 		0,
