@@ -18,6 +18,9 @@ import {
 } from "./mux.ts";
 import type { TransportHandlers } from "./transport.ts";
 
+/** For what comes sooner or later: a busy machine takes its time. */
+const patience = { timeout: 20_000 };
+
 const sessions: Session[] = [];
 afterEach(() => {
 	for (const session of sessions.splice(0)) session.destroy();
@@ -325,7 +328,7 @@ test("what waits for its reader keeps no more memory than its own", async () => 
 	]);
 	peer.send([frames, Buffer.alloc(0)], frames.length);
 	const stream = await theirs;
-	await vi.waitFor(() => expect(stream.readableLength).toBe(6_000));
+	await vi.waitFor(() => expect(stream.readableLength).toBe(6_000), patience);
 	expect((stream.read() as Buffer).buffer.byteLength).toBe(6_000);
 });
 
@@ -370,7 +373,7 @@ test("a ping does not wait behind a megabyte", async () => {
 	theirs.resume();
 	for (let at = 0; at < 100; at++) mine.write(bytes(64 * 1024));
 	expect(a.stats().queuedBytes).toBeGreaterThan(5_000_000);
-	await vi.waitFor(() => expect(a.rttMs).toBeDefined());
+	await vi.waitFor(() => expect(a.rttMs).toBeDefined(), patience);
 	expect(mine.writableLength).toBeGreaterThan(1_000_000);
 });
 
@@ -396,7 +399,7 @@ test("opening: refusals, deadlines and cancellation are told apart, at both ends
 	const opening = a.open("slow", { signal: cancel.signal, deadline: 5_000 });
 	cancel.abort();
 	await expect(opening).rejects.toMatchObject({ code: "TunnelClosed" });
-	await vi.waitFor(() => expect(given).toEqual(["TunnelClosed", "TunnelClosed"]));
+	await vi.waitFor(() => expect(given).toEqual(["TunnelClosed", "TunnelClosed"]), patience);
 	expect(b.stats().streams).toBe(0);
 	expect(a.leaving).toBe(false);
 });
@@ -453,7 +456,7 @@ test("windows grow when the round trip is what limits, and shrink to the least w
 	};
 	const roomy = connect({ limits: { initialWindow: 32 * 1024 }, now: clock });
 	const [source, sink] = await pair(roomy.a, roomy.b);
-	await vi.waitFor(() => expect(roomy.b.rttMs).toBeGreaterThan(0));
+	await vi.waitFor(() => expect(roomy.b.rttMs).toBeGreaterThan(0), patience);
 	step = 0;
 	const received = collect(sink);
 	sink.end();
@@ -542,8 +545,8 @@ test("when the connection breaks, everything that is open breaks with a reason, 
 	const [done, doneThere] = await pair(a, b);
 	done.end("all of it");
 	doneThere.end();
-	await vi.waitFor(() => expect(doneThere.readableLength).toBe(9));
-	await vi.waitFor(() => expect(doneThere.settled).toBe(true));
+	await vi.waitFor(() => expect(doneThere.readableLength).toBe(9), patience);
+	await vi.waitFor(() => expect(doneThere.settled).toBe(true), patience);
 	const opening = a.open("never");
 	const errors = Promise.all([mine, theirs].map((stream) => new Promise((resolve) => stream.once("error", resolve))));
 	cut();
@@ -630,6 +633,7 @@ test("a stream that the peer does not answer in time has it asked whether it is 
 		JSON.stringify({ ...hello("b"), versions: [1], capabilities: [], window: 1 }),
 	);
 	mute.send([hi], hi.length);
+	await session.ready;
 	await expect(session.open("x")).rejects.toMatchObject({ code: "DeadlineExceeded" });
 	expect(await session.closed).toMatchObject({ message: expect.stringContaining("nothing was heard") });
 });
@@ -661,7 +665,7 @@ test("the window of a bulk transfer yields while somebody works, and not otherwi
 		sink.resume();
 		for (let count = 0; count < 20; count++) {
 			bulk.write(bytes(16 * 1024));
-			await vi.waitFor(() => expect(bulk.writableLength).toBe(0));
+			await vi.waitFor(() => expect(bulk.writableLength).toBe(0), patience);
 			time += 100;
 			await turn();
 		}
@@ -671,7 +675,7 @@ test("the window of a bulk transfer yields while somebody works, and not otherwi
 	const [keys, terminal] = await pair(a, b, "interactive");
 	terminal.resume();
 	keys.write("ls");
-	await vi.waitFor(() => expect(b.stats().bytesIn.interactive).toBe(2));
+	await vi.waitFor(() => expect(b.stats().bytesIn.interactive).toBe(2), patience);
 	await transfer();
 	expect(sink.window).toBe(32 * 1024);
 });
@@ -685,7 +689,7 @@ test.each([
 		let time = 0;
 		const { a, b } = connect({ now: () => time });
 		const [bulk, sink] = await pair(a, b, "bulk");
-		await vi.waitFor(() => expect(a.rttMs).toBe(0));
+		await vi.waitFor(() => expect(a.rttMs).toBe(0), patience);
 		const opened = pair(a, b, "interactive");
 		const sent = bytes(600 * 1024);
 		bulk.end(sent);
@@ -694,7 +698,7 @@ test.each([
 		expect(a.stats().bytesOut.bulk).toBe(0);
 		time += tookMs;
 		await opened;
-		await vi.waitFor(() => expect(sink.readableLength).toBeGreaterThan(window - 256));
+		await vi.waitFor(() => expect(sink.readableLength).toBeGreaterThan(window - 256), patience);
 		expect(sink.window).toBe(window);
 		// The next one who comes does not have it wait again: somebody is at work.
 		const another = pair(a, b, "interactive");
@@ -708,11 +712,11 @@ test("the time that streams wait for a reader is counted", async () => {
 	const { a, b } = connect({ limits: { initialWindow: 32 * 1024 }, now: () => time });
 	const [mine, theirs] = await pair(a, b);
 	mine.write(bytes(100_000));
-	await vi.waitFor(() => expect(a.stats().starvedStreams).toBe(1));
+	await vi.waitFor(() => expect(a.stats().starvedStreams).toBe(1), patience);
 	time += 1_000;
 	expect(a.stats().stalledMs).toBe(1_000);
 	theirs.resume();
-	await vi.waitFor(() => expect(mine.writableLength).toBe(0));
+	await vi.waitFor(() => expect(mine.writableLength).toBe(0), patience);
 	time += 1_000;
 	expect(a.stats()).toMatchObject({ starvedStreams: 0, stalledMs: 1_000 });
 });
@@ -735,7 +739,7 @@ test("a lane that is over its budget rests in both directions until it may go on
 	down.end(sent);
 	terminal.pipe(terminal);
 	// One window is all that comes, since no credit goes back; of what b sends it is one turn at most.
-	await vi.waitFor(() => expect(b.stats().bytesIn.bulk).toBeGreaterThan(256 * 1024 - 256));
+	await vi.waitFor(() => expect(b.stats().bytesIn.bulk).toBeGreaterThan(256 * 1024 - 256), patience);
 	const reached = { ...carried };
 	for (let count = 0; count < 5; count++) {
 		const echoed = new Promise<Buffer>((resolve) => keys.once("data", resolve));

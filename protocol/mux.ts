@@ -202,6 +202,10 @@ export class Session extends EventEmitter<SessionEvents> {
 	readonly #resting = new Map<Lane, { since: number; timer: NodeJS.Timeout }>();
 	readonly #restedMs: Record<Lane, number> = { control: 0, interactive: 0, bulk: 0 };
 	#turnPlanned = false;
+	readonly #plannedTurn = (): void => {
+		this.#turnPlanned = false;
+		this.#turn();
+	};
 	#inTurn = false;
 	#flushPlanned = false;
 
@@ -809,17 +813,14 @@ export class Session extends EventEmitter<SessionEvents> {
 	#planTurn(): void {
 		if (this.#turnPlanned || this.#ended) return;
 		this.#turnPlanned = true;
-		process.nextTick(() => {
-			this.#turnPlanned = false;
-			this.#turn();
-		});
+		process.nextTick(this.#plannedTurn);
 	}
 
 	#turn(): void {
 		if (this.#ended || this.#inTurn) return;
 		this.#inTurn = true;
 		try {
-			while (this.#transport.buffered < this.limits.inTransport) {
+			while (this.#waits && this.#transport.buffered < this.limits.inTransport) {
 				const batch: Buffer[] = [];
 				let bytes = this.#transport.overhead ?? 0;
 				do {
@@ -835,6 +836,17 @@ export class Session extends EventEmitter<SessionEvents> {
 		} finally {
 			this.#inTurn = false;
 		}
+	}
+
+	/** Streams in all lanes. */
+	get #queued(): number {
+		const { control, interactive, bulk } = this.#lanes;
+		return control.length + interactive.length + bulk.length;
+	}
+
+	/** Whether there may be something to send. */
+	get #waits(): boolean {
+		return this.#queued > 0 || this.#controlBytes > 0 || this.#pong !== undefined || this.#credits.size > 0;
 	}
 
 	#takeControl(batch: Buffer[]): number {
@@ -869,6 +881,7 @@ export class Session extends EventEmitter<SessionEvents> {
 
 	/** Whose turn it is: higher lanes first, but nobody is passed over for ever. */
 	#next(): TunnelStream | undefined {
+		if (this.#queued === 0) return undefined;
 		let chosen: Lane | undefined;
 		for (const lane of lanes) {
 			const queue = this.#lanes[lane];
@@ -971,7 +984,7 @@ export class Session extends EventEmitter<SessionEvents> {
 	/** Streams that have been quiet for a while give large windows back, so that the peer has them for others. */
 	#releaseIdleCredit(): void {
 		for (const stream of this.#streams.values()) {
-			if (stream.isIdle()) this.#release(stream, this.limits.initialWindow);
+			if (stream.lookIdle()) this.#release(stream, this.limits.initialWindow);
 		}
 	}
 

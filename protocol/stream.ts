@@ -236,8 +236,8 @@ export class TunnelStream extends Duplex {
 		return true;
 	}
 
-	/** It has sent nothing since this was last asked, and nothing waits. */
-	isIdle(): boolean {
+	/** Looks whether it has sent nothing since the look before, and nothing waits. */
+	lookIdle(): boolean {
 		const idle = !this.#sentSince && this.#written === undefined;
 		this.#sentSince = false;
 		return idle;

@@ -12,6 +12,9 @@ import { GroundplaneError } from "./errors.ts";
 import type { Transport } from "./transport.ts";
 import { acceptWebSocket, applyMask, requestWebSocket, WebSocketParser } from "./websocket.ts";
 
+/** For what comes sooner or later: a busy machine takes its time. */
+const patience = { timeout: 20_000 };
+
 const cleanups: (() => void)[] = [];
 afterEach(() => {
 	for (const cleanup of cleanups.splice(0)) cleanup();
@@ -71,7 +74,7 @@ test.each([
 	const { bytes, closed } = listen(transport);
 	for (const message of messages) transport.send([message.subarray(0, 1), message.subarray(1)], message.length);
 	const all = sizes.reduce((sum, size) => sum + size) + "are you there".length;
-	await vi.waitFor(() => expect(bytes().length).toBe(all));
+	await vi.waitFor(() => expect(bytes().length).toBe(all), patience);
 	const got = bytes();
 	expect(got.includes("are you there")).toBe(true);
 	expect(got.includes(messages[5] as Buffer)).toBe(true);
@@ -102,7 +105,7 @@ test("our server and the ws library's client understand each other, masks and cu
 	const pong = new Promise((resolve) => client.once("pong", (data) => resolve(data.toString())));
 	client.ping("x");
 	expect(await pong).toBe("x");
-	await vi.waitFor(() => expect(Buffer.concat(chunks).equals(Buffer.concat(messages))).toBe(true));
+	await vi.waitFor(() => expect(Buffer.concat(chunks).equals(Buffer.concat(messages))).toBe(true), patience);
 	const code = new Promise((resolve) => client.once("close", resolve));
 	client.close(1000);
 	expect(await code).toBe(1000);
@@ -159,7 +162,7 @@ test("what came with the handshake is not lost, and nothing is read before the t
 	const transport = await request(port, false);
 	await new Promise((resolve) => setTimeout(resolve, 20));
 	const { bytes } = listen(transport);
-	await vi.waitFor(() => expect(bytes().toString()).toBe("early"));
+	await vi.waitFor(() => expect(bytes().toString()).toBe("early"), patience);
 });
 
 test("an answer that is no WebSocket is given to the caller", async () => {
