@@ -18,6 +18,8 @@ export interface GoProgram {
 	readonly of?: string;
 	/** Name of the binary. By default the last element of the import path. */
 	readonly name?: string;
+	/** It is the test binary of its package (`go test -c`). */
+	readonly test?: boolean;
 	/** A part of it is C. */
 	readonly cgo?: boolean;
 	/** Debian packages that the C part needs. */
@@ -103,12 +105,20 @@ function buildArguments(program: GoProgram): string[] {
 	const values = Object.entries(program.set ?? {}).map(([key, value]) => `-X ${key}=${value}`);
 	const linking = program.static ? ["-linkmode external -extldflags -static"] : [];
 	return [
-		"build",
+		...(program.test ? ["test", "-c", "-vet=off"] : ["build"]),
 		"-trimpath",
 		...(program.tags ? ["-tags", program.tags.join(",")] : []),
 		"-ldflags",
 		["-s -w", ...linking, ...values].join(" "),
 	];
+}
+
+/** Where Go has the sources of a module that a program is built of. */
+export async function moduleFolder(program: GoProgram, path: string): Promise<string> {
+	await requireGo();
+	const cwd = join(MODULES, program.module);
+	const folder = await run("go", ["list", "-m", "-f", "{{.Dir}}", path], { cwd });
+	return folder.trim();
 }
 
 /** The version at which a program's module is pinned, such as `v1.36.3`. */

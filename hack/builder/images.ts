@@ -90,8 +90,10 @@ async function provide({ reference }: Image, archive: string): Promise<void> {
 }
 
 /** A reference as container runtimes write it out. */
-export const fullReference = (reference: string) =>
-	/^[^/]+\.[^/]+\//.test(reference) ? reference : `docker.io/${reference}`;
+export function fullReference(reference: string): string {
+	const named = /^[^/]+\.[^/]+\//.test(reference) ? reference : `docker.io/${reference}`;
+	return /[:@][^/]*$/.test(named) ? named : `${named}:latest`;
+}
 
 /**
  * A docker-archive with one name and with gzipped layers, which containerd, docker and podman read as well: it goes over

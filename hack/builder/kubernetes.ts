@@ -107,10 +107,22 @@ const binary = (folder: string, source: string): BundleFile => ({
 	source,
 });
 
+const registry = "registry.k8s.io";
+
+/** etcd as kubeadm's static pods name it. */
+export const etcdImage = async (minor: Minor): Promise<Image> => ({
+	folder: "component",
+	reference: `${registry}/etcd:${minor.etcd.slice(1)}-0`,
+	files: {
+		"bin/etcd": await goProgram(etcdProgram(minor, "etcd")),
+		"bin/etcdctl": await goProgram(etcdProgram(minor, "etcdctl")),
+		"bin/etcdutl": await goProgram(etcdProgram(minor, "etcdutl")),
+	},
+});
+
 async function imageFiles(minor: Minor, hasPrometheus: boolean): Promise<BundleFile[]> {
 	const networkTools: Image = { folder: "network-tools", reference: "groundplane/network-tools:latest" };
 	const components = ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] as const;
-	const registry = "registry.k8s.io";
 	const images: Image[] = [];
 	for (const name of components)
 		images.push({
@@ -119,15 +131,7 @@ async function imageFiles(minor: Minor, hasPrometheus: boolean): Promise<BundleF
 			files: { [`bin/${name}`]: await goProgram(kubernetesProgram(minor, name)) },
 		});
 	images.push(
-		{
-			folder: "component",
-			reference: `${registry}/etcd:${minor.etcd.slice(1)}-0`,
-			files: {
-				"bin/etcd": await goProgram(etcdProgram(minor, "etcd")),
-				"bin/etcdctl": await goProgram(etcdProgram(minor, "etcdctl")),
-				"bin/etcdutl": await goProgram(etcdProgram(minor, "etcdutl")),
-			},
-		},
+		await etcdImage(minor),
 		{
 			folder: "coredns",
 			reference: `${registry}/coredns/coredns:${minor.coredns}`,

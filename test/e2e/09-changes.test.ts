@@ -1,18 +1,19 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
+import type { Cluster } from "../../crds/cluster.ts";
 import {
 	ALL,
+	applyInside,
 	become,
 	CONTROL_PLANES,
 	cluster,
-	expectClean,
 	expectWhole,
-	host,
+	idleContainer,
 	kubectl,
 	leader,
-	NAME,
-	NEW,
+	manifest,
 	on,
+	readyOf,
 	startWriting,
 	timed,
 	untilOn,
@@ -67,84 +68,65 @@ describe("a cluster that is changed while things go wrong", { timeout: 25 * MINU
 		await expectWhole(wanted);
 	});
 
-	it("runs the old version everywhere when it is set back after the first control plane has the new one", async () => {
-		await become();
-		await want({ version: NEW });
-		await eventually(async () => expect(entryOf("host-1", await cluster())?.finished).toBeDefined(), 5 * MINUTE);
-		expect(await timed(() => become(), "set back after the first control plane")).toBeLessThan(300);
+	it("says which budget holds a drain up, since when and until when, and takes the host all the same", async () => {
+		const before = { controlPlanes: ["host-1"], workers: ["host-4", "host-5"], drainTimeout: "40s" };
+		await become(before);
+		await applyInside(await neverBudget("host-5"));
+		await on("host-1", kubectl("rollout status deployment/never --timeout=120s"));
+		const wanted = { ...before, workers: ["host-4"] };
+		const took = await timed(async () => {
+			await want(wanted);
+			await eventually(async () => {
+				const { members = [] } = (await cluster())?.status ?? {};
+				expect(members.find((member) => member.host === "host-5")?.message).toMatch(
+					/Draining since .*Z: 2 pods left; PodDisruptionBudget default\/never \(pod never-\S+\) allows no eviction\. At .*Z the pods are deleted all the same\./,
+				);
+			}, MINUTE);
+			await expectWhole(wanted);
+		}, "a worker removed whose pods a budget holds for 40 s");
+		expect(took).toBeGreaterThan(40);
+		expect(took).toBeLessThan(240);
+		await on("host-1", kubectl("delete deployment/never poddisruptionbudget/never"));
 	});
-});
 
-/** Whatever is dead or stuck: a deletion ends, says what it could not clean, and that is cleaned on the next contact. */
-describe("deleting a cluster", { timeout: 15 * MINUTE }, () => {
-	beforeAll(withFiveHosts, 25 * MINUTE);
-	afterEach(async () => {
-		await demo.lab.heal();
-		for (const name of ALL) await demo.lab.start(name);
-	}, 5 * MINUTE);
-
-	it("ends with a worker that lost its power without a word, and with finalizers inside that nobody serves", async () => {
-		const small = { controlPlanes: ["host-1"], workers: ["host-4", "host-5"], drainTimeout: "20s" };
+	it("gives a host that two Clusters want to one of them, and to the other when that one goes", async () => {
+		const small = { controlPlanes: ["host-1"], workers: ["host-4"] };
 		await become(small);
-		const stuck = { name: "stuck", finalizers: ["example.test/nobody"] };
-		const image = (await on("host-5", "ctr -n k8s.io images ls -q | grep -m1 /pause:")).trim();
-		const pod = (metadata: object, nodeName: string) => ({
-			apiVersion: "v1",
-			kind: "Pod",
-			metadata: { ...metadata, namespace: "default" },
-			spec: { nodeName, containers: [{ name: "pause", image, imagePullPolicy: "Never" }] },
-		});
-		await applyInside([
-			{ apiVersion: "v1", kind: "Namespace", metadata: { name: "stuck" } },
-			{ apiVersion: "v1", kind: "ConfigMap", metadata: { ...stuck, namespace: "stuck" } },
-			pod(stuck, "host-4"),
-			pod({ name: "lost" }, "host-5"),
-		]);
-		await on("host-1", kubectl("wait --for=condition=Ready pod/stuck pod/lost --timeout=60s"));
-		await on("host-1", kubectl("delete namespace stuck --wait=false"));
-		await demo.lab.cut("host-5");
-		await demo.lab.stop("host-5");
-		const noticed = timed(
-			() =>
-				eventually(async () => expect((await host("host-5"))?.status?.connection?.state).toBe("Disconnected"), MINUTE),
-			"a host without power noticed while it drains",
-		);
-		expect(await deletion("one host without power, finalizers stuck")).toBeLessThan(240);
-		await noticed;
-		await eventually(async () => expect(await leftOn("host-5")).toEqual(["kubernetes of changes"]));
-		await expectClean(["host-1", "host-4"]);
-		await demo.lab.heal("host-5");
-		await demo.lab.start("host-5");
-		await expectClean();
-	});
-
-	it("ends with all control planes dead", async () => {
-		await become({ controlPlanes: ["host-1"], workers: ["host-4"] });
-		await demo.lab.stop("host-1");
-		expect(await deletion("its control plane dead")).toBeLessThan(240);
-		await expectClean(["host-4"]);
-		await eventually(async () => expect(await leftOn("host-1")).toEqual(["kubernetes of changes"]));
-		await demo.lab.start("host-1");
-		await expectClean();
+		const wants = (name: string, host: string) => manifest({ controlPlanes: [host], workers: [] }, name);
+		const items = [wants("one", "host-5"), wants("two", "host-5"), wants("three", "host-4")];
+		await demo.apply({ apiVersion: "v1", kind: "List", items });
+		const refusalOf = async (name: string) => {
+			const ready = readyOf(await demo.get<Cluster>("cluster", name, demo.namespace));
+			return ready?.reason === "HostTaken" ? ready.message : ready?.reason;
+		};
+		const [first, second] = await eventually(async () => {
+			expect(await refusalOf("three")).toMatch(/^Host host-4 belongs to cluster changes\./);
+			const said = [await refusalOf("one"), await refusalOf("two")];
+			expect(said).not.toContain(undefined);
+			const taken = said.filter((text) => /^Host host-5 belongs to cluster (one|two)\./.test(text ?? ""));
+			expect(taken).toHaveLength(1);
+			return said[0] === taken[0] ? ["two", "one"] : ["one", "two"];
+		}, 2 * MINUTE);
+		await demo.kubectl(["delete", "cluster", first, "three", "-n", demo.namespace, "--timeout=240s"]);
+		await demo.waitReady("cluster", second, demo.namespace, 8 * MINUTE);
+		await demo.kubectl(["delete", "cluster", second, "-n", demo.namespace, "--timeout=240s"]);
+		await expectWhole(small);
 	});
 });
 
-const deletion = (what: string) =>
-	timed(
-		() => demo.kubectl(["delete", "cluster", NAME, "-n", demo.namespace, "--timeout=600s"]),
-		`a cluster deleted, ${what}`,
-	);
-
-/** The ledger of a host. */
-async function leftOn(name: string): Promise<string[]> {
-	const { leftBehind = [] } = (await host(name))?.status ?? {};
-	return leftBehind.map(({ role, cluster: of }) => `${role} of ${of}`);
+/** Two pods on a host, and a budget that lets none of them go. */
+async function neverBudget(name: string) {
+	const labels = { app: "never" };
+	const pods = { nodeSelector: { "kubernetes.io/hostname": name }, containers: [await idleContainer(name)] };
+	const metadata = { name: "never", namespace: "default" };
+	const selector = { matchLabels: labels };
+	return [
+		{
+			apiVersion: "apps/v1",
+			kind: "Deployment",
+			metadata,
+			spec: { replicas: 2, selector, template: { metadata: { labels }, spec: pods } },
+		},
+		{ apiVersion: "policy/v1", kind: "PodDisruptionBudget", metadata, spec: { maxUnavailable: 0, selector } },
+	];
 }
-
-const applyInside = (items: readonly object[]) => {
-	const list = JSON.stringify({ apiVersion: "v1", kind: "List", items });
-	return on("host-1", `cat <<'END' | ${kubectl("apply -f -")}\n${list}\nEND`);
-};
-
-const entryOf = (name: string, found: Awaited<ReturnType<typeof cluster>>) =>
-	found?.status?.upgrade?.hosts.find((entry) => entry.host === name);

@@ -1,3 +1,4 @@
+import { setTimeout as delay } from "node:timers/promises";
 import { expect } from "vitest";
 import type { Cluster } from "../../../crds/cluster.ts";
 import { GROUP_VERSION } from "../../../crds/common.ts";
@@ -7,21 +8,21 @@ import { differencesSince, saveSnapshots } from "./snapshots.ts";
 
 export const ALL = ["host-1", "host-2", "host-3", "host-4", "host-5"] as const;
 export const CONTROL_PLANES = ["host-1", "host-2", "host-3"] as const;
-const WORKERS = ["host-4", "host-5"] as const;
-const OLD = "v1.35.4";
+export const WORKERS = ["host-4", "host-5"] as const;
+export const OLD = "v1.35.4";
 export const NEW = "v1.36.3";
 export const NAME = "changes";
 
 const ADMIN = "/etc/kubernetes/admin.conf";
 const ETCD = "/etc/kubernetes/pki/etcd";
-const STATE = "/var/lib/groundplane/kubernetes";
+export const STATE = "/var/lib/groundplane/kubernetes";
 /** Not the one that kubeadm has the certificates expire with: nobody joins with it. */
 const JOIN_TOKENS =
 	"get secrets -n kube-system --field-selector=type=bootstrap.kubernetes.io/token -o jsonpath='{.items[*].data.auth-extra-groups}'";
 const WRITER = "/tmp/gp-writer";
 
 /** What the cluster is to be; what is left out is as in most scenarios. */
-interface Wanted {
+export interface Wanted {
 	readonly version?: string;
 	readonly controlPlanes?: readonly string[];
 	readonly workers?: readonly string[];
@@ -43,7 +44,7 @@ export async function withFiveHosts(): Promise<void> {
 	);
 }
 
-const manifest = (
+export const manifest = (
 	{ version = OLD, controlPlanes = CONTROL_PLANES, workers = WORKERS, labels = {}, drainTimeout = "2m" }: Wanted = {},
 	name = NAME,
 ) => ({
@@ -70,6 +71,10 @@ export async function become(wanted: Wanted = {}, timeoutMs = 15 * 60_000): Prom
 
 export const cluster = () => demo.get<Cluster>("cluster", NAME, demo.namespace);
 export const host = (name: string) => demo.get<Host>("host", name, demo.namespace);
+export const readyOf = (found: Cluster | undefined) => found?.status?.conditions?.find(({ type }) => type === "Ready");
+/** Where a host is in the change of version that goes on or was the last. */
+export const entryOf = (name: string, found: Cluster | undefined) =>
+	found?.status?.upgrade?.hosts.find((entry) => entry.host === name);
 
 /** Waits until the cluster is ready as it was wanted, and looks for what should not be there any more. */
 export async function expectWhole(wanted: Wanted = {}, timeoutMs = 15 * 60_000): Promise<void> {
@@ -86,7 +91,7 @@ export async function expectWhole(wanted: Wanted = {}, timeoutMs = 15 * 60_000):
 	expect(await on(first, kubectl(JOIN_TOKENS))).toBe("");
 	await Promise.all(
 		members.map(async (name) => {
-			const left = `ls ${STATE}/change.json ${STATE}/next /etc/kubernetes/tmp/kubeadm-* 2>/dev/null; nft list tables | grep stand-in; true`;
+			const left = `ls ${STATE}/change.json ${STATE}/next ${STATE}/etcd/*.part /etc/kubernetes/tmp/kubeadm-* 2>/dev/null; nft list tables | grep stand-in; true`;
 			expect(`${name}: ${(await on(name, left)).trim()}`).toBe(`${name}: `);
 		}),
 	);
@@ -169,6 +174,26 @@ export async function untilOn(name: string, line: string, timeoutMs = 10 * 60_00
 	if (code !== 0) throw new Error(`${name}: the moment was not met: ${line}`);
 }
 
+/** Cuts a host's power at a moment, and gives it back at once. */
+export async function cutPowerAt(name: string, line: string): Promise<void> {
+	await untilOn(name, line, 20 * 60_000);
+	demo.report(`${name}: power cut at: ${line}`);
+	await demo.lab.stop(name);
+	await demo.lab.start(name);
+}
+
+/** Makes objects in the cluster. */
+export const applyInside = (items: readonly object[]): Promise<string> => {
+	const list = JSON.stringify({ apiVersion: "v1", kind: "List", items });
+	return on("host-1", `cat <<'END' | ${kubectl("apply -f -")}\n${list}\nEND`);
+};
+
+/** A container that does nothing, of an image that the host has. */
+export async function idleContainer(name: string) {
+	const image = (await on(name, "ctr -n k8s.io images ls -q | grep -m1 /pause:")).trim();
+	return { name: "pause", image, imagePullPolicy: "Never" };
+}
+
 /** Writes into the cluster every half second, from a host of it. Answers, when it is ended, what was accepted and lost. */
 export async function startWriting(from: string): Promise<() => Promise<{ accepted: number; lost: string[] }>> {
 	const script = `n=0; while [ ! -e ${WRITER}/stop ]; do n=$((n+1));
@@ -188,6 +213,21 @@ export async function startWriting(from: string): Promise<() => Promise<{ accept
 		);
 		await on(from, `rm -r ${WRITER}`);
 		return { accepted: accepted.length, lost: accepted.filter((name) => !found.has(name)) };
+	};
+}
+
+/** Does something again and again until it is told to stop. What fails meanwhile is what is tested. */
+export function keep(doing: () => Promise<unknown>, everyMs: number): () => Promise<void> {
+	const stop = new AbortController();
+	const done = (async () => {
+		while (!stop.signal.aborted) {
+			await doing().catch(() => undefined);
+			await delay(everyMs, undefined, { signal: stop.signal }).catch(() => undefined);
+		}
+	})();
+	return async () => {
+		stop.abort();
+		await done;
 	};
 }
 

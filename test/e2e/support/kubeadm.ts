@@ -21,9 +21,7 @@ interface BundleFile {
  * (bridge), nothing of ours. The programs and images come from a bundle of the release, since hosts can pull nothing.
  */
 export async function makeKubeadmCluster(version: string, [first, ...workers]: readonly [string, ...string[]]) {
-	const { files } = decodeJwt(await readFile(join(release, "bundles/kubernetes", version, "manifest.jws"), "utf8")) as {
-		files: BundleFile[];
-	};
+	const files = await filesOf(version);
 	for (const [index, host] of [first, ...workers].entries()) await install(host, index, files);
 	const address = await demo.lab.address(first);
 	await put(first, "/root/kubeadm.yaml", configuration(version, address, first));
@@ -37,15 +35,17 @@ export async function makeKubeadmCluster(version: string, [first, ...workers]: r
 export const kubectlOn = (host: string, command: string): Promise<string> =>
 	sh(host, `kubectl --kubeconfig ${ADMIN} ${command}`);
 
+/** What the release's bundle of a version holds. */
+export async function filesOf(version: string): Promise<BundleFile[]> {
+	const manifest = await readFile(join(release, "bundles/kubernetes", version, "manifest.jws"), "utf8");
+	return (decodeJwt(manifest) as { files: BundleFile[] }).files;
+}
+
 async function install(host: string, index: number, files: readonly BundleFile[]): Promise<void> {
 	const pause = files.find(({ path }) => path === "images/pause.tar")?.reference ?? "";
 	await sh(host, "mkdir -p /opt/cni/bin /etc/cni/net.d /etc/containerd");
-	const programs = files.filter(({ path }) => path.startsWith("bin/") || path.startsWith("cni/"));
-	for (const { path, sha256 } of programs) {
-		const target = path.startsWith("cni/") ? `/opt/cni/bin/${path.slice(4)}` : `/usr/bin/${path.slice(4)}`;
-		await demo.lab.copyTo(host, blob(sha256), target);
-		await sh(host, `chmod 755 ${target}`);
-	}
+	await copyPrograms(host, files, "bin", "/usr/bin");
+	await copyPrograms(host, files, "cni", "/opt/cni/bin");
 	await put(host, "/etc/containerd/config.toml", containerd(pause));
 	await put(
 		host,
@@ -60,6 +60,20 @@ async function install(host: string, index: number, files: readonly BundleFile[]
 	await put(host, "/etc/cni/net.d/10-site.conflist", JSON.stringify(network(index)));
 	await sh(host, "systemctl daemon-reload && systemctl enable containerd kubelet && systemctl restart containerd");
 	await sh(host, "sysctl -qw net.ipv4.ip_forward=1");
+	await importImages(host, files);
+}
+
+/** Puts the programs of one folder of a bundle into one of the host's. */
+export async function copyPrograms(host: string, files: readonly BundleFile[], from: "bin" | "cni", to: string) {
+	for (const { path, sha256 } of files.filter(({ path }) => path.startsWith(`${from}/`))) {
+		const target = `${to}/${path.slice(from.length + 1)}`;
+		await demo.lab.copyTo(host, blob(sha256), target);
+		await sh(host, `chmod 755 ${target}`);
+	}
+}
+
+/** Gives a host's containerd the images of a bundle. */
+export async function importImages(host: string, files: readonly BundleFile[]): Promise<void> {
 	for (const { sha256 } of files.filter(({ path }) => path.startsWith("images/")))
 		await run(host, ["ctr", "-n", "k8s.io", "images", "import", "-"], createReadStream(blob(sha256)));
 }
