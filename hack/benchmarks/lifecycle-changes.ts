@@ -9,6 +9,7 @@ const WORKERS = ["host-4", "host-5"];
 const NAME = "changes";
 const OLD = "v1.35.4";
 const NEW = "v1.36.3";
+const WRITE_EVERY_MS = 250;
 /** On every host, the way to the cluster's API servers. */
 const BALANCER = "https://169.254.99.1:6443";
 /** Makes kubelets of the new version fail to start. */
@@ -145,24 +146,47 @@ export function gapsOf(asked: readonly Asked[]): { total: number; longest: numbe
 	return { total: gaps.reduce((sum, gap) => sum + gap, 0), longest: Math.max(0, ...gaps) };
 }
 
-/** A control plane loses power: seconds until a write succeeds again, and from its boot until its member is healthy. */
+/** The host of etcd's leader loses power: seconds until a write succeeds again, and from its boot until its member is healthy. */
 async function powerCut(demo: Demo): Promise<{ writes: number; whole: number }> {
-	const host = CONTROL_PLANES.at(-1) ?? "";
-	const write = (value: string) =>
+	const host = await etcdLeader(demo);
+	const write = (value: number) =>
 		demo.clusterKubectl(
 			NAME,
-			["annotate", "namespace", "default", `bench=${value}`, "--overwrite", "--request-timeout=2s"],
+			["annotate", "namespace", "default", `bench=${value}`, "--overwrite", "--request-timeout=10s"],
 			{ check: false },
 		);
 	await demo.lab.stop(host);
 	const writes = await timed(async () => {
-		for (let i = 0; i < 120; i++) if ((await write(String(i))).code === 0) return;
+		const written = Promise.withResolvers<void>();
+		// One that hangs must not keep the next from being tried.
+		for (let tried = 0, over = false; !over && tried < 240; tried++) {
+			void write(tried).then(({ code }) => {
+				if (code === 0) written.resolve();
+			});
+			over = await Promise.race([written.promise.then(() => true), delay(WRITE_EVERY_MS, false)]);
+		}
+		await Promise.race([written.promise, delay(10_000)]);
 	});
 	const whole = await timed(async () => {
 		await demo.lab.start(host);
 		await demo.waitReady<Cluster>("cluster", NAME, demo.namespace, 300_000);
 	});
 	return { writes, whole };
+}
+
+async function etcdLeader(demo: Demo): Promise<string> {
+	const folder = "/etc/kubernetes/pki/etcd";
+	const keys = [
+		`--cacert=${folder}/ca.crt`,
+		`--cert=${folder}/healthcheck-client.crt`,
+		`--key=${folder}/healthcheck-client.key`,
+	];
+	for (const host of CONTROL_PLANES) {
+		const answer = await demo.lab.run(host, ["etcdctl", ...keys, "endpoint", "status", "-w", "json"]);
+		const [own] = JSON.parse(answer) as { Status: { header: { member_id: number }; leader: number } }[];
+		if (own !== undefined && own.Status.leader === own.Status.header.member_id) return host;
+	}
+	throw new Error(`none of ${CONTROL_PLANES} leads etcd`);
 }
 
 async function until(demo: Demo, check: (cluster: Cluster | undefined) => boolean): Promise<void> {

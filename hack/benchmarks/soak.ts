@@ -8,6 +8,7 @@ import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import { connect as connectNats } from "@nats-io/transport-node";
+import { harms } from "../../test/support/harms.ts";
 import { startNats } from "../../test/support/nats.ts";
 import { Relay } from "../../test/support/relay.ts";
 import { atLeast, atMost, type Figure } from "./figures.ts";
@@ -144,7 +145,7 @@ class Soak {
 			while (!over.aborted) {
 				await delay(between(...QUIET_MS), undefined, { signal: over }).catch(() => {});
 				if (over.aborted) break;
-				await harms[Math.floor(Math.random() * harms.length)]?.(relay);
+				await allHarms[Math.floor(Math.random() * allHarms.length)]?.(relay);
 				this.#count.harm++;
 				relay.behave();
 			}
@@ -181,35 +182,8 @@ const open = ({ opened, ended }: EndReport) => opened - ended;
 const excess = (count: number) => Math.abs(count - HOSTS.length);
 const between = (least: number, most: number) => least + Math.random() * (most - least);
 
-/** What happens to a line, and for how long. */
-const harms: ((relay: Relay) => unknown)[] = [
-	(relay) => relay.cut(),
-	(relay) => relay.reset(),
-	(relay) => relay.inject("client"),
-	(relay) => relay.inject("server"),
-	(relay) => {
-		relay.behave({ silent: true });
-		return delay(between(500, 8_000));
-	},
-	(relay) => {
-		relay.behave({ bytesPerSecond: 200_000, delayMs: 30 });
-		return delay(between(1_000, 5_000));
-	},
-	(relay) => {
-		relay.behave({ lose: 0.5 });
-		relay.reset();
-		return delay(1_000);
-	},
-	(relay) => {
-		relay.behave({ refuse: true });
-		relay.cut();
-		return delay(between(500, 3_000));
-	},
-	(relay) => {
-		relay.behave({ truncateAfter: 20_000 });
-		return delay(1_000);
-	},
-];
+/** What happens to a line, for eight seconds at the most. */
+const allHarms = harms(8_000);
 
 /**
  * One use of a host: mostly bytes there and back, which have to come back as they were sent, as far as they come; also readers that

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { regionCertificates } from "../../test/support/certificates.ts";
 import { atLeast, atMost, type Figure } from "./figures.ts";
 import type { CarrierName, CarrierOptions } from "./tunnel/carriers.ts";
+import { type OtherTunnel, otherTunnels } from "./tunnel/others.ts";
 import { type Flow, Pair } from "./tunnel/pair.ts";
 
 /** How often a comparison is made, in turns: the machine does other things as well, and not in each turn the same. */
@@ -18,13 +19,15 @@ const STUCK_STREAMS = 8;
 const SITE_TRANSFERS = 8;
 /** 80 Mbit/s: what one site's line may be. */
 const SITE_LINE = { rttMs: 20, bytesPerSecond: 10_000_000 };
+/** What is wanted of the tunnel beside others: how many times as fast, and which part of their CPU. */
+const BESIDE = { frp: { faster: 2, cpu: 0.6 }, chisel: { faster: 1, cpu: 1 } };
 /** Time for windows to grow to what a long line holds. */
 const LINE_SETTLE_MS = 3_000;
 const LINE_MS = 2_000;
 
 /**
- * The tunnel beside what it stands in for: a TLS connection of Node's for each stream. Both ends are processes of their own, and each
- * figure is a ratio of what was measured in turns.
+ * The tunnel beside what it stands in for: a TLS connection of Node's for each stream; and beside frp and chisel, where their programs are given.
+ * Both ends are processes of their own, and each figure is a ratio of what was measured in turns.
  */
 export async function tunnel({ report }: { report: (line: string) => void }): Promise<Figure[]> {
 	const directory = await mkdtemp(join(tmpdir(), "gp-bench-"));
@@ -46,6 +49,7 @@ export async function tunnel({ report }: { report: (line: string) => void }): Pr
 			...(await latency(pipe, ours, report)),
 			...(await opening(ours, await start("tunnel", { rttMs: 100 }), report)),
 			...(await company(ours, report)),
+			...(await besideOthers(otherTunnels(process.env), ours, { tls, directory, report })),
 			...(await siteLine(await start("tunnel", SITE_LINE), report)),
 			...(await lines(start, report)),
 		];
@@ -157,42 +161,114 @@ async function company(ours: Pair, report: (line: string) => void): Promise<Figu
 		});
 		return { ...answers, rate: flow.rate };
 	};
-	const alone = await ours.flow(1, "up", FLOW_MS);
-	const bulk = await beside();
-	const aloneAgain = await ours.flow(1, "up", FLOW_MS);
-	await ours.client.tell("stuck", STUCK_STREAMS);
-	const stuck = await beside();
-	await ours.client.tell("stop");
-	const unhindered = (alone.rate + aloneAgain.rate) / 2;
-	const [p99, p99Stuck] = [quantile(bulk.times, 0.99), quantile(stuck.times, 0.99)];
+	const alone: number[] = [];
+	const bulk: Awaited<ReturnType<typeof beside>>[] = [];
+	const stuck: Awaited<ReturnType<typeof beside>>[] = [];
+	for (let round = 0; round < ROUNDS; round++) {
+		alone.push((await ours.flow(1, "up", FLOW_MS)).rate);
+		bulk.push(await beside());
+		await ours.client.tell("stuck", STUCK_STREAMS);
+		stuck.push(await beside());
+		await ours.client.tell("stop");
+	}
+	const unhindered = median(alone);
+	const p99 = (runs: typeof bulk) => runs.map(({ times }) => quantile(times, 0.99));
+	const rate = (runs: typeof bulk) => median(runs.map((run) => run.rate));
+	const [free, hindered] = [p99(bulk), p99(stuck)];
+	const beyond = hindered.map((time, round) => time / (free[round] as number));
 	return [
 		atMost(
 			`${LIVE_STREAMS} live streams beside ${STUCK_STREAMS} stuck readers and a bulk transfer`,
-			stuck.blocked,
+			stuck.reduce((sum, { blocked }) => sum + blocked, 0),
 			"blocked",
 			0,
 		),
-		atMost("… their p99", p99Stuck / p99, "× without the stuck ones", 2, `${micro(p99Stuck)}, without ${micro(p99)}`),
+		atMost(
+			"… their p99",
+			median(beyond),
+			"× without the stuck ones",
+			2,
+			`${micro(median(hindered))}, without ${micro(median(free))}`,
+		),
 		atLeast(
 			"… the bulk transfer",
-			stuck.rate / unhindered,
+			rate(stuck) / unhindered,
 			"× alone",
 			0.8,
-			`${Math.round(stuck.rate)} MB/s, alone ${Math.round(unhindered)}`,
+			`${Math.round(rate(stuck))} MB/s, alone ${Math.round(unhindered)}`,
 		),
 		atMost(
 			`${LIVE_STREAMS} live streams beside a bulk transfer, p99`,
-			p99,
+			median(free),
 			"ms",
 			5,
-			`${bulk.times.length} round trips`,
+			`${bulk.reduce((sum, { times }) => sum + times.length, 0)} round trips`,
 		),
 		atLeast(
 			"… the bulk transfer",
-			bulk.rate / unhindered,
+			rate(bulk) / unhindered,
 			"× alone",
 			0.7,
-			`${Math.round(bulk.rate)} MB/s, alone ${Math.round(unhindered)}`,
+			`${Math.round(rate(bulk))} MB/s, alone ${Math.round(unhindered)}`,
+		),
+	];
+}
+
+/** Other tunnels under the same loads, in turns. */
+async function besideOthers(
+	others: readonly OtherTunnel[],
+	ours: Pair,
+	{
+		tls,
+		directory,
+		report,
+	}: { tls: Parameters<typeof Pair.start>[1]; directory: string; report: (line: string) => void },
+): Promise<Figure[]> {
+	const figures: Figure[] = [];
+	for (const other of others) {
+		report(`beside ${other.name}`);
+		const theirs = await Pair.startThrough(other, tls, directory);
+		try {
+			figures.push(...(await besideOne(other.name, theirs, ours)));
+		} finally {
+			await theirs.stop();
+		}
+	}
+	return figures;
+}
+
+async function besideOne(name: OtherTunnel["name"], theirs: Pair, ours: Pair): Promise<Figure[]> {
+	const { faster, cpu } = BESIDE[name];
+	const flows: Record<"up" | "down", [theirs: Flow, mine: Flow][]> = { up: [], down: [] };
+	for (let round = 0; round < ROUNDS; round++) {
+		for (const way of ["up", "down"] as const) {
+			flows[way].push([await theirs.flow(1, way, FLOW_MS), await ours.flow(1, way, FLOW_MS)]);
+		}
+	}
+	const both = [...flows.up, ...flows.down];
+	const live = async (pair: Pair) => {
+		let times: number[] = [];
+		await pair.flow(1, "up", LIVE_MS, {
+			meanwhile: async () => {
+				({ times } = await pair.client.tell("pingPong", LIVE_STREAMS, LIVE_MS, LIVE_PAUSE_MS, "interactive"));
+			},
+		});
+		return quantile(times, 0.99);
+	};
+	const [theirP99, myP99] = [await live(theirs), await live(ours)];
+	return [
+		...(["up", "down"] as const).map((way) => {
+			const rates = [0, 1].map((which) => Math.round(median(flows[way].map((pair) => (pair[which] as Flow).rate))));
+			const times = median(flows[way].map(([them, mine]) => mine.rate / them.rate));
+			return atLeast(`one stream ${way}`, times, `× ${name}`, faster, `${rates[1]} MB/s, ${name} ${rates[0]} MB/s`);
+		}),
+		atMost("CPU for each GB, both ends", median(both.map(([them, mine]) => mine.cpu / them.cpu)), `× ${name}`, cpu),
+		atMost(
+			`${LIVE_STREAMS} live streams beside a bulk transfer, p99`,
+			myP99 / theirP99,
+			`× ${name}`,
+			1,
+			`${micro(myP99)}, ${name} ${micro(theirP99)}`,
 		),
 	];
 }

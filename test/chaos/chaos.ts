@@ -17,7 +17,7 @@ export interface Fault {
 const away = (random: () => number) => delay(200 + random() * 3_000);
 
 /** What may happen, each by itself or while another is not over yet. */
-const faults: readonly Fault[] = [
+export const faults: readonly Fault[] = [
 	...(["hosts", "tunnel", "operator"] as const).map((name) => ({
 		name: `${name} killed`,
 		part: name as string,
@@ -101,6 +101,31 @@ const faults: readonly Fault[] = [
 	},
 ];
 
+const MINUTE_MS = 60_000;
+
+/** What takes long, or a plane whose clocks can be set: no part of every run. */
+export const lastingFaults: readonly Fault[] = [
+	{
+		name: "PostgreSQL gone for a minute",
+		part: "postgres",
+		async strike({ postgres }) {
+			await postgres.stop("kill");
+			await delay(MINUTE_MS);
+			await postgres.start();
+		},
+	},
+	...(["hosts", "tunnel", "operator"] as const).map((name) => ({
+		name: `clock of ${name} set an hour ahead, then an hour back`,
+		part: name as string,
+		async strike(plane: Plane, _fleet: Fleet, random: () => number) {
+			for (let step = 0; step < 3; step++) {
+				plane.signal(name, "SIGUSR2");
+				await away(random);
+			}
+		},
+	})),
+];
+
 /** Work for the plane while it is struck: desired state that changes all the time. What fails is tried no further. */
 export async function load(plane: Plane, count: number, random: () => number, signal: AbortSignal): Promise<number> {
 	let changes = 0;
@@ -119,16 +144,21 @@ export async function load(plane: Plane, count: number, random: () => number, si
 	return changes;
 }
 
-/** Strikes `rounds` times, each fault once before any comes again; the next one mostly comes before the last is over. */
+/** Strikes `rounds` times from the deck, each fault once before any comes again; the next one mostly comes before the last is over. */
 export async function storm(
 	plane: Plane,
 	fleet: Fleet,
-	{ rounds, random, report }: { rounds: number; random: () => number; report: (line: string) => void },
+	{
+		deck: all,
+		rounds,
+		random,
+		report,
+	}: { deck: readonly Fault[]; rounds: number; random: () => number; report: (line: string) => void },
 ): Promise<void> {
 	let deck: Fault[] = [];
 	const under = new Map<string, Promise<void>>();
 	for (let round = 0; round < rounds; round++) {
-		if (deck.length === 0) deck = shuffled(faults, random);
+		if (deck.length === 0) deck = shuffled(all, random);
 		const fault = deck.pop() as Fault;
 		await under.get(fault.part);
 		report(`round ${round + 1}: ${fault.name}`);

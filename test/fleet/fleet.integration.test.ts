@@ -77,7 +77,7 @@ describe("a fleet of simulated hosts", () => {
 		await settled(plane, fleet, HOSTS, 60_000);
 		expect(writes).toBeLessThan(4 * HOSTS);
 		await uplinkLost(plane, fleet, { darkMs: 2_000, ms: 120_000 });
-		await ready(plane, HOSTS, 60_000);
+		await ready(plane, HOSTS, 120_000);
 		expect(await broken(plane, fleet, HOSTS)).toEqual([]);
 	}, 300_000);
 

@@ -108,6 +108,9 @@ export class Fleet {
 	}
 }
 
+/** A thousand clusters that are not ready fill a screen each. */
+const MOST_TOLD = 2_000;
+
 /** Asks until the answer holds; fails with the last one. */
 export async function until<T>(
 	what: string,
@@ -116,11 +119,12 @@ export async function until<T>(
 	ms: number,
 	everyMs = 250,
 ): Promise<T> {
-	const end = Date.now() + ms;
+	const end = performance.now() + ms;
 	for (;;) {
 		const answer = await ask();
 		if (holds(answer)) return answer;
-		if (Date.now() > end) throw new Error(`not in ${ms / 1000} s: ${what}; last seen ${JSON.stringify(answer)}`);
+		if (performance.now() > end)
+			throw new Error(`not in ${ms / 1000} s: ${what}; last seen ${JSON.stringify(answer)?.slice(0, MOST_TOLD)}`);
 		await delay(everyMs);
 	}
 }

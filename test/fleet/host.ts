@@ -26,6 +26,8 @@ export interface SimulatedHostOptions {
 	readonly pace: Pace;
 	/** Whether the line to the region is there. */
 	readonly isCut: () => boolean;
+	/** Waits until this host may dial; what it answers is called when it has its tunnel. */
+	readonly turn: (signal: AbortSignal) => Promise<() => void>;
 	readonly log: Log;
 }
 
@@ -47,8 +49,10 @@ export interface HostState {
 export const hostName = (index: number): string => `sim-${String(index).padStart(4, "0")}`;
 
 const ENROLL_RETRY_MS = 30_000;
-/** An address at which nothing listens: what a cut line looks like to the one who dials. */
-const NOWHERE = "127.0.0.1:1";
+/** What nobody answers is sent again after one second and after three (RFC 6298, 5), and given up after five, as the agent does it. */
+const SILENCE_MS = [1_000, 2_000, 2_000];
+/** A machine that never sleeps and stays where it is: ten thousand that look at their network were a third of a core. */
+const AT_REST = { wall: 0, steady: 0, addresses: new Set<string>() };
 
 /**
  * A machine without a machine: the agent's own enrolment, link and control channel with keys and a certificate of its own;
@@ -137,8 +141,9 @@ export class SimulatedHost {
 	}
 
 	async #live(token: string | undefined): Promise<void> {
-		const { region, log, isCut } = this.#options;
+		const { region, log, turn } = this.#options;
 		const signal = this.#stop.signal;
+		let done = () => {};
 		const identity = loadIdentity(this.#paths.state) ?? (await this.#enrol(token ?? ""));
 		if (!identity) return;
 		this.#identity = identity;
@@ -151,29 +156,41 @@ export class SimulatedHost {
 		});
 		this.#control = control;
 		const link = new Link({
-			target: () => ({
-				address: isCut() ? NOWHERE : region.tunnelAddress,
-				serverName: region.tunnelServerName,
-				ca: control.identity.caBundle,
-				certificate: control.identity.certificate,
-				key: control.identity.key,
-			}),
+			target: async () => {
+				done();
+				await this.#line();
+				done = await turn(signal);
+				return {
+					address: region.tunnelAddress,
+					serverName: region.tunnelServerName,
+					ca: control.identity.caBundle,
+					certificate: control.identity.certificate,
+					key: control.identity.key,
+				};
+			},
 			hostName: this.name,
 			bootId: this.#facts.bootId,
 			onStream: (incoming) => this.#onStream(incoming),
 			log,
 			random: this.#random,
+			look: () => AT_REST,
+			lookMs: 3_600_000,
 		});
 		this.#link = link;
 		control.on("changed", () => this.#noteDocument());
 		control.on("renewed", () => link.renew());
-		link.on("up", (session) => void control.attend(session));
+		link.on("up", (session) => {
+			done();
+			void control.attend(session);
+		});
+		// A gateway that says no has answered, too.
+		link.on("down", () => done());
 		await control.restore();
 		await Promise.all([link.run(signal), control.run(signal)]);
 	}
 
 	async #enrol(token: string): Promise<Identity | undefined> {
-		const { region, log, isCut } = this.#options;
+		const { region, log } = this.#options;
 		const signal = this.#stop.signal;
 		const config: Config = {
 			region: region.region,
@@ -189,9 +206,9 @@ export class SimulatedHost {
 		writeFileSync(this.#paths.joinToken, token, { mode: 0o600 });
 		for (let attempt = 0; !signal.aborted; attempt++) {
 			try {
-				const address = isCut() ? NOWHERE : config.address;
+				await this.#line();
 				const answer = await enroll({
-					config: { ...config, address },
+					config,
 					paths: this.#paths,
 					token,
 					observed: this.#observe(),
@@ -212,6 +229,19 @@ export class SimulatedHost {
 			}
 		}
 		return undefined;
+	}
+
+	/** The line to the region: a cut one swallows what is sent, until it is mended or nobody waits for an answer any more. */
+	async #line(): Promise<void> {
+		const { isCut } = this.#options;
+		for (const ms of SILENCE_MS) {
+			if (!isCut()) return;
+			await delay(ms, undefined, { signal: this.#stop.signal });
+		}
+		if (isCut())
+			throw new GroundplaneError("DeadlineExceeded", "the line is cut: nobody answers", {
+				next: "Nothing, it passes.",
+			});
 	}
 
 	#observe(): { facts: HostFacts; checks: HostCheck[] } {

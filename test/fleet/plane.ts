@@ -6,9 +6,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import pino from "pino";
+import type { Cluster } from "../../crds/cluster.ts";
 import type { Host } from "../../crds/host.ts";
 import { bundleJavaScript, ROOT } from "../../hack/builder/javascript.ts";
 import type { KubeClient } from "../../operator/kube/client.ts";
+import { reflectorAudits, reflectorMissed } from "../../operator/kube/metrics.ts";
 import { Reflector } from "../../operator/kube/reflector.ts";
 import { clusters, hosts, namespaces, secrets } from "../../operator/kube/resources.ts";
 import { createInternalClient } from "../../services/kit/internal.ts";
@@ -67,8 +69,8 @@ export interface Plane {
 	start(names?: readonly Program[]): Promise<void>;
 	/** Ends programs as a power cut would (SIGKILL). */
 	kill(names?: readonly Program[]): Promise<void>;
-	/** Stops (SIGSTOP) or resumes (SIGCONT) a program. */
-	signal(name: Program, signal: "SIGSTOP" | "SIGCONT"): void;
+	/** Stops (SIGSTOP) or resumes (SIGCONT) a program, or sets its clock (SIGUSR2: clock.mjs). */
+	signal(name: Program, signal: "SIGSTOP" | "SIGCONT" | "SIGUSR2"): void;
 	/** CPU and memory of every part, children included, by name: programs, postgres, nats-server, kube-apiserver, etcd. */
 	usage(): Map<string, Usage>;
 	/** Changes of Host and Cluster objects that the API server has stored so far: what costs etcd a write. */
@@ -77,8 +79,10 @@ export interface Plane {
 	metric(name: Program, metric: string, where?: string): Promise<number>;
 	/** Hosts by phase, from a watch. */
 	phases(): Partial<Record<string, number>>;
-	/** Clusters of these names by phase, from a watch. */
-	clusterPhases(names: readonly string[]): Partial<Record<string, number>>;
+	/** All clusters, from a watch. */
+	clusters(): readonly Cluster[];
+	/** How often the harness's own copies of Hosts and Clusters were compared with the API server's, and how much they had missed. */
+	audits(): Promise<{ readonly made: number; readonly missed: number }>;
 	/** Last lines of a program's log. */
 	log(name: Program): string;
 	close(): Promise<void>;
@@ -86,16 +90,30 @@ export interface Plane {
 
 /**
  * Starts a region's plane: PostgreSQL, NATS and an API server, and gateway, hosts service and operator as the bundles that
- * their images hold. `env` goes to all programs.
+ * their images hold. `env` goes to all programs; `clocks` makes theirs such as can be set; `auditMs` is how often the harness audits
+ * its own copies, which goes by the reflector that the programs use.
  */
-export async function startPlane({ env = {} }: { env?: Readonly<Record<string, string>> } = {}): Promise<Plane> {
+export async function startPlane({
+	env = {},
+	clocks = false,
+	auditMs,
+}: {
+	env?: Readonly<Record<string, string>>;
+	clocks?: boolean;
+	auditMs?: number;
+} = {}): Promise<Plane> {
 	const directory = await mkdtemp(join(tmpdir(), "gp-fleet-"));
 	const bundles = await bundleJavaScript("fleet", {
 		tunnel: "services/tunnel/main.ts",
 		hosts: "services/hosts/main.ts",
 		operator: "operator/main.ts",
 	});
-	const [postgres, nats, apiserver] = await Promise.all([startPostgres(), startNats(), startApiServer()]);
+	// A history that nobody drops fills etcd (2 GiB) with a thousand clusters.
+	const [postgres, nats, apiserver] = await Promise.all([
+		startPostgres(),
+		startNats(),
+		startApiServer({ compaction: "5m" }),
+	]);
 	const certificates = await regionCertificates(directory, REGION);
 	const kube = apiserver.client;
 	for (const name of [NAMESPACE, "groundplane-system"]) await kube.create(namespaces, { metadata: { name } });
@@ -187,8 +205,9 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 	const url = (name: Program, path: string) => `http://127.0.0.1:${health[name]}${path}`;
 
 	function launch(name: Program): ChildProcess {
-		const redirect = name === "operator" ? ["--import", join(ROOT, "test/fleet/redirect.mjs")] : [];
-		const [command, args] = dyingWithParent(process.execPath, [...redirect, join(bundles, `${name}.js`)]);
+		const preloaded = [...(name === "operator" ? ["redirect"] : []), ...(clocks ? ["clock"] : [])];
+		const imports = preloaded.flatMap((module) => ["--import", join(ROOT, `test/fleet/${module}.mjs`)]);
+		const [command, args] = dyingWithParent(process.execPath, [...imports, join(bundles, `${name}.js`)]);
 		const log = createWriteStream(join(directory, `${name}.log`), { flags: "a" });
 		const child = spawn(command, args, { env: { ...environment[name] }, stdio: ["ignore", "pipe", "pipe"] });
 		child.stdout?.pipe(log, { end: false });
@@ -253,9 +272,10 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 
 	// What people would see, kept by a watch: a list of ten thousand hosts is tens of megabytes.
 	const watching = new AbortController();
+	const copy = { client: kube, namespace: NAMESPACE, log: silent, ...(auditMs && { auditInterval: auditMs }) };
 	const watched = {
-		hosts: new Reflector({ client: kube, resource: hosts, namespace: NAMESPACE, log: silent, transform: phaseOnly }),
-		clusters: new Reflector({ client: kube, resource: clusters, namespace: NAMESPACE, log: silent }),
+		hosts: new Reflector({ ...copy, resource: hosts, transform: phaseOnly }),
+		clusters: new Reflector({ ...copy, resource: clusters }),
 	};
 	const watches = Object.values(watched).map((reflector) => reflector.run(watching.signal));
 
@@ -319,7 +339,12 @@ export async function startPlane({ env = {} }: { env?: Readonly<Record<string, s
 			return sum(await answer.text(), metric, (line) => line.includes(where));
 		},
 		phases: () => counts(watched.hosts.list().map(({ status }) => status?.phase)),
-		clusterPhases: (names) => counts(names.map((name) => watched.clusters.get(`${NAMESPACE}/${name}`)?.status?.phase)),
+		clusters: () => watched.clusters.list(),
+		async audits() {
+			const [made, missed] = await Promise.all([reflectorAudits.get(), reflectorMissed.get()]);
+			const total = ({ values }: typeof made) => values.reduce((sum, { value }) => sum + value, 0);
+			return { made: total(made), missed: total(missed) };
+		},
 		log: logOf,
 		close,
 	};
@@ -331,7 +356,8 @@ const silent = pino({ level: "silent" });
 const phaseOnly = ({ apiVersion, kind, metadata, status }: Host): Host =>
 	({ apiVersion, kind, metadata, ...(status && { status: { phase: status.phase } }) }) as Host;
 
-function counts(values: readonly (string | undefined)[]): Partial<Record<string, number>> {
+/** How often each value is there. */
+export function counts(values: readonly (string | undefined)[]): Partial<Record<string, number>> {
 	const result: Partial<Record<string, number>> = {};
 	for (const value of values) if (value !== undefined) result[value] = (result[value] ?? 0) + 1;
 	return result;

@@ -4,7 +4,8 @@ import type { Cluster } from "../../crds/cluster.ts";
 import { clusters, hosts } from "../../operator/kube/resources.ts";
 import { type Fleet, until } from "./fleet.ts";
 import { hostName } from "./host.ts";
-import { NAMESPACE, type Plane, type Usage, versions } from "./plane.ts";
+import { counts, NAMESPACE, type Plane, type Usage, versions } from "./plane.ts";
+import type { Summary } from "./simulator.ts";
 
 /** What a scenario took: time on the clock, and CPU of each part of the plane. */
 export interface Cost {
@@ -109,6 +110,9 @@ export async function settled(plane: Plane, fleet: Fleet, count: number, ms: num
 	}
 }
 
+/** Hears how far something that takes long has come. */
+type Report = (line: string) => void;
+
 /** Seconds from when the power is back. */
 export interface Return {
 	/** Every program says that it is ready. */
@@ -120,33 +124,69 @@ export interface Return {
 }
 
 /** The power goes off under the whole plane, and comes back after `darkMs`. Ends when all is as before; nobody lends a hand. */
-export async function blackout(plane: Plane, fleet: Fleet, { darkMs = 1_000, ms = 300_000 } = {}): Promise<Return> {
+export async function blackout(
+	plane: Plane,
+	fleet: Fleet,
+	{ darkMs = 1_000, ms = 300_000, report = () => {} }: { darkMs?: number; ms?: number; report?: Report } = {},
+): Promise<Return> {
 	const count = (await fleet.summary()).hosts;
 	await Promise.all([plane.kill(), plane.postgres.stop("kill"), plane.nats.stop("kill"), plane.apiserver.kill()]);
+	await fleet.until("no tunnel", ({ connected }) => connected === 0, ms);
 	await delay(darkMs);
-	const began = performance.now();
-	const since = () => (performance.now() - began) / 1000;
-	await Promise.all([plane.postgres.start(), plane.nats.start(), plane.apiserver.start()]);
-	const tunnels = fleet.until(`${count} tunnels`, ({ connected }) => connected === count, ms).then(since);
-	const ready = plane.start().then(since);
-	const result = { ready: await ready, tunnels: await tunnels };
+	const since = clock();
+	// What is slow to start runs all the same, and the programs wait for it.
+	const parts = [plane.postgres.start(), plane.nats.start(), plane.apiserver.start()];
+	await Promise.all(parts.map((part) => part.catch((error: unknown) => report(`slow to start: ${error}`))));
+	const [ready, tunnels] = await Promise.all([
+		plane.start().then(() => {
+			report(`programs ready after ${since().toFixed(1)} s`);
+			return since();
+		}),
+		tunnelsUp(fleet, count, { since, ms, report }),
+	]);
 	await settled(plane, fleet, count, ms);
-	return { ...result, settled: since() };
+	return { ready, tunnels, settled: since() };
 }
 
-/** The site's line is gone for `darkMs`. Ends when all hosts are back; answers how long that took from when it was mended. */
+/**
+ * The site's line is gone for `darkMs`. Ends when all hosts are back; answers how many seconds that took from when the line was
+ * mended. Their Hosts say so later: that can wait ({@link ready}).
+ */
 export async function uplinkLost(
 	plane: Plane,
 	fleet: Fleet,
-	{ darkMs, ms = 300_000 }: { darkMs: number; ms?: number },
-) {
+	{ darkMs, ms = 300_000, report = () => {} }: { darkMs: number; ms?: number; report?: Report },
+): Promise<number> {
 	const count = (await fleet.summary()).hosts;
 	await fleet.cut(true);
 	await delay(darkMs);
-	const began = performance.now();
+	const since = clock();
 	await fleet.cut(false);
+	await tunnelsUp(fleet, count, { since, ms, report });
 	await settled(plane, fleet, count, ms);
-	return (performance.now() - began) / 1000;
+	return since();
+}
+
+/** Waits for all tunnels, and tells on the way when some of them were up. Answers after how many seconds all were. */
+async function tunnelsUp(
+	fleet: Fleet,
+	count: number,
+	{ since, ms, report }: { since: () => number; ms: number; report: Report },
+): Promise<number> {
+	const shares = [0.1, 0.5, 0.9, 0.99, 1];
+	const tell = ({ connected }: Summary) => {
+		while (shares[0] !== undefined && connected >= shares[0] * count)
+			report(`${Math.round((shares.shift() as number) * 100)} % of ${count} tunnels up after ${since().toFixed(1)} s`);
+		return connected === count;
+	};
+	await fleet.until(`${count} tunnels`, tell, ms);
+	return since();
+}
+
+/** Seconds from now on. */
+function clock(): () => number {
+	const began = performance.now();
+	return () => (performance.now() - began) / 1000;
 }
 
 /** A share of the hosts loses its tunnel again and again. */
@@ -180,62 +220,80 @@ export async function changeAndAcknowledge(plane: Plane, fleet: Fleet, names: re
 	return latencies;
 }
 
+/** What people ask for, by so many of them at a time: a thousand requests at once would wait for each other until their time is over. */
+async function people<T>(
+	wishes: readonly T[],
+	ask: (wish: T, i: number) => Promise<unknown>,
+	most = 20,
+): Promise<void> {
+	const left = wishes.entries();
+	const one = async () => {
+		for (const [i, wish] of left) await ask(wish, i);
+	};
+	await Promise.all(Array.from({ length: most }, one));
+}
+
 /** Makes clusters of one control plane and two workers from hosts `from` on; ends when all are Ready. */
 export async function makeClusters(
 	plane: Plane,
 	{ count, from = 0, ms = 600_000 }: { count: number; from?: number; ms?: number },
 ): Promise<void> {
 	const names = Array.from({ length: count }, (_, i) => `cluster-${from + i * 3}`);
-	await Promise.all(
-		names.map((name, i) => {
-			const [first, ...others] = [0, 1, 2].map((k) => hostName(from + i * 3 + k));
-			return plane.kube.create(clusters, {
-				apiVersion: "groundplane.io/v1alpha1",
-				kind: "Cluster",
-				metadata: { name, namespace: NAMESPACE },
-				spec: { version: versions[0], controlPlane: { hosts: [first] }, workers: [{ name: "workers", hosts: others }] },
-			} as unknown as Cluster);
-		}),
-	);
+	await people(names, (name, i) => {
+		const [first, ...others] = [0, 1, 2].map((k) => hostName(from + i * 3 + k));
+		return plane.kube.create(clusters, {
+			apiVersion: "groundplane.io/v1alpha1",
+			kind: "Cluster",
+			metadata: { name, namespace: NAMESPACE },
+			spec: { version: versions[0], controlPlane: { hosts: [first] }, workers: [{ name: "workers", hosts: others }] },
+		} as unknown as Cluster);
+	});
+	const wanted = new Set(names);
 	await until(
 		`${count} clusters Ready`,
-		async () => plane.clusterPhases(names),
+		async () => {
+			const made = plane.clusters().filter(({ metadata }) => wanted.has(metadata.name));
+			return counts(made.map(({ status }) => status?.phase));
+		},
 		(phases) => phases.Ready === count,
 		ms,
 	);
 }
 
-/** Changes the version of all clusters at once; ends when every one of them runs it on all nodes. */
-export async function upgradeClusters(plane: Plane, version: string, { ms = 600_000 } = {}): Promise<void> {
-	const list = async () => (await plane.kube.listAll(clusters, { namespace: NAMESPACE })).items;
-	await Promise.all(
-		(await list()).map(({ metadata }) =>
-			plane.kube.patch(clusters, { name: metadata.name, namespace: NAMESPACE }, { spec: { version } }),
-		),
-	);
+/** Changes the version of all clusters, or of so many, at once; ends when every one of them runs it on all nodes. Answers how many. */
+export async function upgradeClusters(
+	plane: Plane,
+	version: string,
+	{ most, ms = 600_000 }: { most?: number; ms?: number } = {},
+): Promise<number> {
+	const { items } = await plane.kube.listAll(clusters, { namespace: NAMESPACE });
+	const names = new Set(items.slice(0, most).map(({ metadata }) => metadata.name));
+	await people([...names], (name) => plane.kube.patch(clusters, { name, namespace: NAMESPACE }, { spec: { version } }));
 	await until(
-		`all clusters at ${version}`,
+		`${names.size} clusters at ${version}`,
 		async () => {
-			const left = (await list()).filter(
-				({ status }) =>
-					status?.phase !== "Ready" ||
-					status.version !== version ||
-					status.members?.some((member) => member.version !== version),
-			);
+			const left = plane
+				.clusters()
+				.filter(
+					({ metadata, status }) =>
+						names.has(metadata.name) &&
+						(status?.phase !== "Ready" ||
+							status.version !== version ||
+							status.members?.some((member) => member.version !== version)),
+				);
 			return left.map(({ metadata, status }) => `${metadata.name} ${status?.phase} ${status?.progress?.step ?? ""}`);
 		},
 		(left) => left.length === 0,
 		ms,
 		1_000,
 	);
+	return names.size;
 }
 
 /** Deletes clusters; ends when they are gone and their hosts are free again. */
 export async function deleteClusters(plane: Plane, { ms = 600_000 } = {}): Promise<void> {
 	const { items } = await plane.kube.listAll(clusters, { namespace: NAMESPACE });
-	await Promise.all(
-		items.map(({ metadata }) => plane.kube.delete(clusters, { name: metadata.name, namespace: NAMESPACE })),
-	);
+	await people(items, ({ metadata }) => plane.kube.delete(clusters, { name: metadata.name, namespace: NAMESPACE }));
 	await until(
 		"no cluster left",
 		async () => (await plane.kube.listAll(clusters, { namespace: NAMESPACE })).items.length,

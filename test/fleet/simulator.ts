@@ -11,6 +11,7 @@ import { SimulatedClusters } from "./clusters.ts";
 import type { Pace } from "./engine.ts";
 import { SimulatedHost, seeded } from "./host.ts";
 import type { RegionAddress } from "./plane.ts";
+import { dialTurns } from "./turns.ts";
 
 /** What a simulator can be asked. */
 export type Command =
@@ -59,6 +60,7 @@ const log = createLog({
 	write: (line) => void process.stderr.write(line),
 	journal: false,
 });
+const turn = dialTurns();
 let setting: Extract<Command, { do: "configure" }> | undefined;
 let isCut = false;
 
@@ -103,7 +105,7 @@ async function start({ from, to, token, spreadMs }: Extract<Command, { do: "star
 	const { region, seed, pace } = setting;
 	const began = performance.now();
 	for (let index = from; index < to; index++) {
-		const host = new SimulatedHost({ index, seed, directory, region, clusters, pace, isCut: () => isCut, log });
+		const host = new SimulatedHost({ index, seed, directory, region, clusters, pace, isCut: () => isCut, turn, log });
 		hosts.set(index, host);
 		host.start(token);
 		const ahead = ((index - from) / (to - from)) * spreadMs - (performance.now() - began);
@@ -134,14 +136,18 @@ function summary(): Summary {
 	};
 }
 
+/** A parent that has ended meanwhile hears of nothing any more. */
+const tell = (message: { id: number; result?: unknown; error?: string }) =>
+	void process.send?.(message, undefined, {}, () => {});
+
 process.on("message", ({ id, command }: { id: number; command: Command }) => {
 	answer(command).then(
-		(result) => process.send?.({ id, result }),
-		(error: unknown) => process.send?.({ id, error: error instanceof Error ? error.message : String(error) }),
+		(result) => tell({ id, result }),
+		(error: unknown) => tell({ id, error: error instanceof Error ? error.message : String(error) }),
 	);
 });
 // The parent is gone: nobody will ask again.
 process.on("disconnect", () => process.exit(0));
 process.on("exit", () => rmSync(directory, { recursive: true, force: true }));
 for (const name of ["SIGINT", "SIGTERM"] as const) process.on(name, () => process.exit(0));
-process.send?.({ id: 0, result: "ready" });
+tell({ id: 0, result: "ready" });

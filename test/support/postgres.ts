@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { chown, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { freePort } from "./ports.ts";
 
@@ -49,7 +50,19 @@ export async function startPostgres(): Promise<TestPostgres> {
 	const port = await freePort();
 	let child: ChildProcess | undefined;
 
+	/** After a kill the server's children go when they notice it, which takes a moment on a busy machine; it starts when they have gone. */
 	async function start(): Promise<void> {
+		for (let attempt = 1; ; attempt++) {
+			try {
+				return await launch();
+			} catch (error) {
+				if (attempt === 100 || !String(error).includes("pre-existing shared memory block")) throw error;
+				await delay(100);
+			}
+		}
+	}
+
+	async function launch(): Promise<void> {
 		const output: string[] = [];
 		const started = spawn(
 			...dyingWithParent(join(bin, "postgres"), [

@@ -4,6 +4,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Lane } from "../../../protocol/mux.ts";
 import type { CarrierName, CarrierOptions } from "./carriers.ts";
 import type { Commands, Counters } from "./end.ts";
+import type { OtherTunnel, RunningTunnel } from "./others.ts";
 
 type Certificates = CarrierOptions["tls"];
 
@@ -46,7 +47,7 @@ export class End {
 export interface Flow {
 	/** Megabytes (10⁶) a second, all streams and directions together. */
 	rate: number;
-	/** CPU seconds of both ends for each gigabyte. */
+	/** CPU seconds of both ends, and of what is between them, for each gigabyte. */
 	cpu: number;
 	/** Most memory of either end over what it had before, MB. */
 	memory: number;
@@ -60,12 +61,31 @@ export class Pair {
 	readonly server: End;
 	readonly client: End;
 	readonly #relay: End | undefined;
+	#other: RunningTunnel | undefined;
 	#idle: Counters[] = [];
 
 	private constructor(server: End, client: End, relay: End | undefined) {
 		this.server = server;
 		this.client = client;
 		this.#relay = relay;
+	}
+
+	/** TCP connections through another tunnel, whose files go into `directory`. */
+	static async startThrough(
+		other: OtherTunnel,
+		tls: { server: Certificates; client: Certificates },
+		directory: string,
+	): Promise<Pair> {
+		const pair = new Pair(new End(), new End(), undefined);
+		try {
+			const port = await pair.server.tell("serve", { carrier: "tcp", tls: tls.server });
+			pair.#other = await other.start(port, { directory, tls: tls.server });
+			await pair.client.tell("dial", { carrier: "tcp", tls: tls.client }, pair.#other.port);
+			return pair;
+		} catch (error) {
+			await pair.stop();
+			throw error;
+		}
 	}
 
 	/** `rttMs`: the round trip of a line between the two, which carries `bytesPerSecond` each way. */
@@ -92,7 +112,7 @@ export class Pair {
 	}
 
 	async stop(): Promise<void> {
-		await Promise.all([this.server.stop(), this.client.stop(), this.#relay?.stop()]);
+		await Promise.all([this.server.stop(), this.client.stop(), this.#relay?.stop(), this.#other?.stop()]);
 	}
 
 	/** Remembers the memory of now as that of an idle pair. */
@@ -115,6 +135,7 @@ export class Pair {
 		await this.client.tell("flow", count, direction, lane);
 		await delay(settleMs);
 		const before = await this.#counters();
+		const otherBefore = this.#other?.cpu() ?? 0;
 		let most = 0;
 		const watch = async () => {
 			for (const until = performance.now() + ms; performance.now() < until; ) {
@@ -125,13 +146,15 @@ export class Pair {
 		};
 		await Promise.all([watch(), meanwhile?.()]);
 		const after = await this.#counters();
+		const otherCpu = (this.#other?.cpu() ?? 0) - otherBefore;
 		await this.client.tell("stop");
 		const change = (of: (counters: Counters) => number) =>
 			after.reduce((sum, now, end) => sum + of(now) - of(before[end] as Counters), 0);
 		const bytes = change(({ received }) => received);
 		// Both clocks ran as long; the mean of the two.
 		const seconds = change(({ at }) => at) / 2 / 1000;
-		return { rate: bytes / 1e6 / seconds, cpu: change(({ cpu }) => cpu) / 1e6 / (bytes / 1e9), memory: most / 1e6 };
+		const cpu = (change((counters) => counters.cpu) + otherCpu) / 1e6 / (bytes / 1e9);
+		return { rate: bytes / 1e6 / seconds, cpu, memory: most / 1e6 };
 	}
 
 	async #counters(): Promise<Counters[]> {
