@@ -10,9 +10,16 @@ class ByName extends BaseSequencer {
 /** The long ones are no part of every run: each has a switch, and a lab of its own. */
 function e2eFiles() {
 	if (process.env.GROUNDPLANE_ADOPTION !== undefined) return { include: ["test/e2e/08-adoption.test.ts"] };
-	if (process.env.GROUNDPLANE_CHANGES !== undefined) return { include: ["test/e2e/09-changes.test.ts"] };
-	return { include: ["test/e2e/**/*.test.ts"], exclude: ["**/08-adoption.test.ts", "**/09-changes.test.ts"] };
+	if (process.env.GROUNDPLANE_CHANGES !== undefined) return { include: ["test/e2e/09-*.test.ts"] };
+	if (process.env.GROUNDPLANE_CONFORMANCE !== undefined) return { include: ["test/e2e/10-conformance.test.ts"] };
+	return {
+		include: ["test/e2e/**/*.test.ts"],
+		exclude: ["**/08-adoption.test.ts", "**/09-*.test.ts", "**/10-*.test.ts"],
+	};
 }
+
+/** How long a condition may take to come true that a test waits for. Vitest's own second is over before a busy machine has had a turn. */
+const POLL = { poll: { timeout: 20_000 } };
 
 // Three projects, fast ones first: unit (pure, seconds), integration (real local processes, no root),
 // e2e (the lab, root; one file at a time because they share one lab).
@@ -26,6 +33,8 @@ export default defineConfig({
 					name: "unit",
 					include: ["{crds,protocol,operator,services,agent,roles,cli,charts,hack}/**/*.test.ts"],
 					exclude: ["**/node_modules/**", "**/*.integration.test.ts"],
+					testTimeout: 30_000,
+					expect: POLL,
 				},
 			},
 			{
@@ -34,6 +43,7 @@ export default defineConfig({
 					include: ["**/*.integration.test.ts", "test/integration/**/*.test.ts"],
 					exclude: ["**/node_modules/**"],
 					testTimeout: 60_000,
+					expect: POLL,
 					hookTimeout: 120_000,
 					maxWorkers: 2,
 				},
@@ -44,6 +54,7 @@ export default defineConfig({
 					...e2eFiles(),
 					globalSetup: ["test/e2e/support/setup.ts"],
 					testTimeout: 600_000,
+					expect: POLL,
 					hookTimeout: 900_000,
 					fileParallelism: false,
 					maxWorkers: 1,
