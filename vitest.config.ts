@@ -1,5 +1,6 @@
 import { defineConfig } from "vitest/config";
 import { BaseSequencer, type TestSpecification } from "vitest/node";
+import { patience } from "./test/support/patience.ts";
 
 class ByName extends BaseSequencer {
 	override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
@@ -18,9 +19,6 @@ function e2eFiles() {
 	};
 }
 
-/** How long a condition may take to come true that a test waits for. Vitest's own second is over before a busy machine has had a turn. */
-const POLL = { poll: { timeout: 20_000 } };
-
 // Three projects, fast ones first: unit (pure, seconds), integration (real local processes, no root),
 // e2e (the lab, root; one file at a time because they share one lab).
 export default defineConfig({
@@ -34,7 +32,7 @@ export default defineConfig({
 					include: ["{crds,protocol,operator,services,agent,roles,cli,charts,hack}/**/*.test.ts"],
 					exclude: ["**/node_modules/**", "**/*.integration.test.ts"],
 					testTimeout: 30_000,
-					expect: POLL,
+					expect: { poll: patience },
 				},
 			},
 			{
@@ -43,7 +41,7 @@ export default defineConfig({
 					include: ["**/*.integration.test.ts", "test/integration/**/*.test.ts"],
 					exclude: ["**/node_modules/**"],
 					testTimeout: 60_000,
-					expect: POLL,
+					expect: { poll: patience },
 					hookTimeout: 120_000,
 					maxWorkers: 2,
 				},
@@ -54,7 +52,7 @@ export default defineConfig({
 					...e2eFiles(),
 					globalSetup: ["test/e2e/support/setup.ts"],
 					testTimeout: 600_000,
-					expect: POLL,
+					expect: { poll: patience },
 					hookTimeout: 900_000,
 					fileParallelism: false,
 					maxWorkers: 1,

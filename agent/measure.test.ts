@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, test, vi } from "vitest";
 import type { DesiredState } from "../protocol/desired-state.ts";
 import type { HostMeasurements, RoleStatus } from "../protocol/facts.ts";
+import { patience } from "../test/support/patience.ts";
 import { offsetOf } from "./enroll.ts";
 import {
 	directoryOn,
@@ -18,9 +19,6 @@ import {
 	readMeasured,
 	roundTrip,
 } from "./measure.ts";
-
-/** A busy machine needs more than the second that is the default. */
-const WAIT = { timeout: 20_000 };
 
 const directory = mkdtempSync(join(tmpdir(), "gp-measure-"));
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
@@ -222,7 +220,7 @@ describe("the measurer", () => {
 		const first = make();
 		first.measurer.look();
 		first.measurer.look();
-		await vi.waitFor(() => expect(first.told).toHaveLength(1), WAIT);
+		await vi.waitFor(() => expect(first.told).toHaveLength(1), patience);
 		expect(first.told[0]).toMatchObject({
 			fsync: { at: "2026-01-01T00:00:00Z", writes: 200, p99Ms: 2 },
 			clock: { offsetMs: 3, uncertaintyMs: 501 },
@@ -236,7 +234,7 @@ describe("the measurer", () => {
 		expect(fsync).toHaveBeenCalledTimes(1);
 		world.now += 25 * HOUR;
 		second.measurer.look();
-		await vi.waitFor(() => expect(second.told).toHaveLength(1), WAIT);
+		await vi.waitFor(() => expect(second.told).toHaveLength(1), patience);
 		expect(fsync).toHaveBeenCalledTimes(2);
 	});
 
@@ -248,14 +246,14 @@ describe("the measurer", () => {
 			return undefined as never;
 		});
 		measurer.look();
-		await vi.waitFor(() => expect(world.roles).toHaveLength(1), WAIT);
+		await vi.waitFor(() => expect(world.roles).toHaveLength(1), patience);
 		await new Promise((resolve) => setImmediate(resolve));
 		expect(told).toEqual([]);
 		world.roles = [];
 		await vi.waitFor(() => {
 			measurer.look();
 			expect(told).toHaveLength(1);
-		}, WAIT);
+		}, patience);
 		expect(fsync).toHaveBeenCalledTimes(2);
 	});
 
@@ -273,12 +271,12 @@ describe("the measurer", () => {
 		expect(fsync).not.toHaveBeenCalled();
 		world.roles = [];
 		measurer.look();
-		await vi.waitFor(() => expect(told).toHaveLength(1), WAIT);
+		await vi.waitFor(() => expect(told).toHaveLength(1), patience);
 
 		world.now += 2 * HOUR;
 		world.desired = { roles: [], peers: ["192.0.2.8"] } as unknown as DesiredState;
 		measurer.look();
-		await vi.waitFor(() => expect(told).toHaveLength(2), WAIT);
+		await vi.waitFor(() => expect(told).toHaveLength(2), patience);
 		expect(told[1]?.peers).toMatchObject({ at: "2026-01-01T02:00:00Z", roundTrips: [{ address: "192.0.2.8" }] });
 		expect(told[1]?.fsync).toEqual(told[0]?.fsync);
 		expect(fsync).toHaveBeenCalledTimes(1);

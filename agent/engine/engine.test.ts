@@ -7,12 +7,10 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { stringify } from "yaml";
 import type { RoleStatus } from "../../protocol/facts.ts";
 import type { ReleaseFile, ReleaseManifest } from "../../protocol/release.ts";
+import { patience } from "../../test/support/patience.ts";
 import type { Exec } from "../primitives/exec.ts";
 import type { BundleSource } from "./bundles.ts";
 import { type DesiredRoles, Engine } from "./engine.ts";
-
-/** A busy machine needs more than the second that is the default. */
-const WAIT = { timeout: 20_000 };
 
 let root: string;
 beforeEach(() => {
@@ -106,7 +104,7 @@ const stuck = (signal: AbortSignal | undefined): Promise<never> =>
 		else signal?.addEventListener("abort", end);
 	});
 const reaches = (engine: Engine, phase: string | undefined) =>
-	vi.waitFor(() => expect(engine.status()[0]?.phase).toBe(phase), { timeout: 5000, interval: 5 });
+	vi.waitFor(() => expect(engine.status()[0]?.phase).toBe(phase), { ...patience, interval: 5 });
 const host = (path: string) => join(root, "host", path);
 
 describe("Engine", () => {
@@ -124,10 +122,10 @@ describe("Engine", () => {
 		expect(seen.flat().map(({ step }) => step)).toContain("greeting");
 
 		writeFileSync(host("motd"), "drifted");
-		await vi.waitFor(() => expect(readFileSync(host("motd"), "utf8")).toBe("changed"), WAIT);
+		await vi.waitFor(() => expect(readFileSync(host("motd"), "utf8")).toBe("changed"), patience);
 
 		engine.setDesired(role("v1", { greeting: "good day" }));
-		await vi.waitFor(() => expect(readFileSync(host("etc/role/greeting"), "utf8")).toBe("good day"), WAIT);
+		await vi.waitFor(() => expect(readFileSync(host("etc/role/greeting"), "utf8")).toBe("good day"), patience);
 
 		writeFileSync(host("etc/role/left-by-a-program"), "x");
 		engine.setDesired(none);
@@ -156,7 +154,7 @@ describe("Engine", () => {
 		const crash: Exec = () => new Promise((_, reject) => setTimeout(() => reject(new Error("killed")), 20));
 		const bundles = bundle({ parameters, steps: steps() }, { "bin/tool": "#!" });
 		const first = start(bundles, crash, role());
-		await vi.waitFor(() => expect(existsSync(host("usr/bin/tool"))).toBe(true), WAIT);
+		await vi.waitFor(() => expect(existsSync(host("usr/bin/tool"))).toBe(true), patience);
 		await first.stop();
 		const second = start(bundles, ok, role());
 		await reaches(second.engine, "Applied");
@@ -168,8 +166,8 @@ describe("Engine", () => {
 		};
 		const third = start(gone, ok, none);
 		await reaches(third.engine, undefined);
-		await vi.waitFor(() => expect(readFileSync(host("motd"), "utf8")).toBe("as found"), WAIT);
-		await vi.waitFor(() => expect(existsSync(host("usr"))).toBe(false), WAIT);
+		await vi.waitFor(() => expect(readFileSync(host("motd"), "utf8")).toBe("as found"), patience);
+		await vi.waitFor(() => expect(existsSync(host("usr"))).toBe(false), patience);
 	});
 
 	it("counts a role as applied after a restart, and finds drift all the same", async () => {
@@ -185,7 +183,7 @@ describe("Engine", () => {
 
 		writeFileSync(host("motd"), "drifted");
 		start(bundles, ok, role());
-		await vi.waitFor(() => expect(readFileSync(host("motd"), "utf8")).toBe("changed"), WAIT);
+		await vi.waitFor(() => expect(readFileSync(host("motd"), "utf8")).toBe("changed"), patience);
 	});
 
 	it("asked to work once, ends when it has looked at everything, and not when the journal says that all was well", async () => {
@@ -220,7 +218,7 @@ describe("Engine", () => {
 	it("does not wait for a step of a role that was taken away", async () => {
 		const exec: Exec = (_file, _args, { signal } = {}) => stuck(signal);
 		const { engine } = start(bundle({ parameters, steps: steps() }, { "bin/tool": "#!" }), exec, role());
-		await vi.waitFor(() => expect(engine.status()[0]?.step).toBe("call"), WAIT);
+		await vi.waitFor(() => expect(engine.status()[0]?.step).toBe("call"), patience);
 		engine.setDesired(none);
 		await reaches(engine, undefined);
 		expect(readFileSync(host("motd"), "utf8")).toBe("as found");
@@ -241,11 +239,11 @@ describe("Engine", () => {
 		const { engine } = start({ ...whole, blob, prune }, ok, role());
 		await vi.waitFor(
 			() => expect(engine.status()[0]).toMatchObject({ step: "fetch files 1/2", done: 5, total: 6 }),
-			WAIT,
+			patience,
 		);
 		expect(prune).not.toHaveBeenCalled();
 		engine.setDesired(none);
-		await vi.waitFor(() => expect(prune).toHaveBeenCalledWith(new Set()), WAIT);
+		await vi.waitFor(() => expect(prune).toHaveBeenCalledWith(new Set()), patience);
 		expect(engine.status()).toEqual([]);
 	});
 
@@ -257,9 +255,9 @@ describe("Engine", () => {
 			file.sha256 === tool ? stuck(signal) : whole.blob(file, signal);
 		const prune = vi.fn(async () => {});
 		const { engine } = start({ ...whole, blob, prune }, ok, role());
-		await vi.waitFor(() => expect(engine.status()[0]).toMatchObject({ step: "fetch files 0/1", done: 0 }), WAIT);
+		await vi.waitFor(() => expect(engine.status()[0]).toMatchObject({ step: "fetch files 0/1", done: 0 }), patience);
 		engine.setDesired(none);
-		await vi.waitFor(() => expect(prune).toHaveBeenCalledWith(new Set()), WAIT);
+		await vi.waitFor(() => expect(prune).toHaveBeenCalledWith(new Set()), patience);
 	});
 
 	it("leaves a step for another version, and keeps the files of the version before and nothing older", async () => {
@@ -281,11 +279,11 @@ describe("Engine", () => {
 		const { engine } = start(bundles, exec, role("v1"));
 		await reaches(engine, "Applied");
 		engine.setDesired(role("v2"));
-		await vi.waitFor(() => expect(engine.status()[0]?.step).toBe("call"), WAIT);
+		await vi.waitFor(() => expect(engine.status()[0]?.step).toBe("call"), patience);
 		expect(["v1", "v2"].map((version) => readFileSync(host(`${version}/tool`), "utf8"))).toEqual(["one", "two"]);
 		isStuck = false;
 		engine.setDesired(role("v3"));
-		await vi.waitFor(() => expect(engine.status()[0]).toMatchObject({ phase: "Applied", version: "v3" }), WAIT);
+		await vi.waitFor(() => expect(engine.status()[0]).toMatchObject({ phase: "Applied", version: "v3" }), patience);
 		expect(keeps).toEqual([4, 2]);
 	});
 
@@ -301,7 +299,7 @@ describe("Engine", () => {
 		};
 		const { engine } = start(bundles, ok, role("v1"));
 		const shows = (status: Partial<RoleStatus>) =>
-			vi.waitFor(() => expect(engine.status()[0]).toMatchObject(status), { timeout: 10_000 });
+			vi.waitFor(() => expect(engine.status()[0]).toMatchObject(status), patience);
 		await reaches(engine, "Applied");
 		engine.setDesired(role("v2"));
 		await shows({ version: "v2", step: "fetch files 0/1" });
@@ -334,7 +332,7 @@ describe("Engine", () => {
 			},
 		};
 		const { engine } = start(bundles, ok, role("v1"));
-		await vi.waitFor(() => expect(engine.status()[0]?.step).toBe("fetch files 0/1"), { timeout: 10_000 });
+		await vi.waitFor(() => expect(engine.status()[0]?.step).toBe("fetch files 0/1"), patience);
 		engine.setDesired(role("v2"));
 		await delay(50);
 		engine.setDesired(none);
@@ -363,10 +361,10 @@ describe("Engine", () => {
 		};
 		const { engine } = start(bundles, () => goOn.promise, role("v1"));
 		const shows = (status: Partial<RoleStatus>) =>
-			vi.waitFor(() => expect(engine.status()[0]).toMatchObject(status), { timeout: 10_000 });
+			vi.waitFor(() => expect(engine.status()[0]).toMatchObject(status), patience);
 		await reaches(engine, "Applied");
 		engine.setDesired(role("v2"));
-		await vi.waitFor(() => expect(tries).toBe(2), { timeout: 10_000 });
+		await vi.waitFor(() => expect(tries).toBe(2), patience);
 		expect(readFileSync(host("motd"), "utf8")).toBe("one");
 		await shows({ version: "v2", phase: "Failed", step: "fetch files 0/1" });
 		isDamaged = false;

@@ -4,13 +4,14 @@ import fc from "fast-check";
 import pino from "pino";
 import { register } from "prom-client";
 import { afterEach, describe, expect, it, vi } from "vitest";
+import { patience } from "../../test/support/patience.ts";
 import { KubeClient } from "./client.ts";
 import { type Change, isOlder, Reflector, type ReflectorOptions } from "./reflector.ts";
 import { type ConfigMap, configMaps } from "./resources.ts";
 import { Store } from "./store.ts";
 
 const log = pino({ level: "silent" });
-const until = (check: () => void | Promise<void>) => vi.waitFor(check, { timeout: 20_000, interval: 5 });
+const until = (check: () => void | Promise<void>) => vi.waitFor(check, { ...patience, interval: 5 });
 
 /** An API server that answers as a test's script says: a real one can't be made to err in these ways. */
 class Scripted {

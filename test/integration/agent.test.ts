@@ -9,6 +9,7 @@ import { run } from "../../agent/run.ts";
 import { type AgentStatus, readStatus } from "../../agent/status.ts";
 import type { Host } from "../../crds/host.ts";
 import { hosts } from "../../operator/kube/resources.ts";
+import { patience } from "../support/patience.ts";
 import type { TestRegion } from "../support/region.ts";
 import { startSite, type TestSite } from "../support/site.ts";
 
@@ -57,11 +58,11 @@ const host = () => region.kube.get<Host>(hosts, "host-1", region.namespace);
 test("a token that is no good is explained, and a good one that follows is taken without a restart", async () => {
 	site.install(paths, "gpj_forged.forged");
 	const lines = await startAgent();
-	await vi.waitFor(() => expect(status()?.problem?.code).toBe("JoinTokenInvalid"), { timeout: 20_000 });
+	await vi.waitFor(() => expect(status()?.problem?.code).toBe("JoinTokenInvalid"), patience);
 	expect(lines.join("")).toContain("code=JoinTokenInvalid next=");
 	expect(status()?.enrolled).toBe(false);
 	site.install(paths, await site.joinToken());
-	await vi.waitFor(() => expect(status()?.link?.connected).toBe(true), { timeout: 20_000 });
+	await vi.waitFor(() => expect(status()?.link?.connected).toBe(true), patience);
 	expect(existsSync(paths.joinToken)).toBe(false);
 	await vi.waitFor(
 		async () => {
@@ -108,21 +109,19 @@ test("Prometheus gets the host's figures through the tunnel", async () => {
 
 test("after a restart it goes on with its identity and its last desired state, without a token", async () => {
 	await startAgent();
-	await vi.waitFor(() => expect(status()).toMatchObject({ enrolled: true, link: { connected: true } }), {
-		timeout: 20_000,
-	});
+	await vi.waitFor(() => expect(status()).toMatchObject({ enrolled: true, link: { connected: true } }), patience);
 	expect(status()?.desiredState?.generation).toBeGreaterThan(0);
 });
 
 test("past two thirds of its life the certificate is renewed, and the tunnel goes over to it", async () => {
 	const before = loadIdentity(paths.state);
 	await startAgent({ ahead: 21 * 86_400_000 });
-	await vi.waitFor(() => expect(status()?.link).toMatchObject({ connected: true, reconnects: 1 }), { timeout: 20_000 });
+	await vi.waitFor(() => expect(status()?.link).toMatchObject({ connected: true, reconnects: 1 }), patience);
 	const after = loadIdentity(paths.state);
 	expect(after?.certificate).not.toBe(before?.certificate);
 	expect(after?.key).not.toBe(before?.key);
 	await startAgent();
-	await vi.waitFor(() => expect(status()?.link?.connected).toBe(true), { timeout: 20_000 });
+	await vi.waitFor(() => expect(status()?.link?.connected).toBe(true), patience);
 });
 
 test("a host that is deleted is told so, and its agent does not hammer the door", async () => {

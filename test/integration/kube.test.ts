@@ -21,6 +21,7 @@ import { seeded } from "../fleet/host.ts";
 import { startApiServer, type TestApiServer } from "../support/apiserver.ts";
 import { regionCertificates } from "../support/certificates.ts";
 import { testLog as log } from "../support/operator.ts";
+import { patience } from "../support/patience.ts";
 
 let api: TestApiServer;
 beforeAll(async () => {
@@ -28,7 +29,7 @@ beforeAll(async () => {
 });
 afterAll(() => api?.stop());
 
-const until = (check: () => void | Promise<void>, timeout = 20_000) => vi.waitFor(check, { timeout, interval: 50 });
+const until = (check: () => void | Promise<void>, timeout = patience.timeout) => vi.waitFor(check, timeout);
 const namespaceOf = async (name: string): Promise<string> =>
 	(await api.client.create(namespaces, { metadata: { name } })).metadata.name;
 const put = (namespace: string, name: string, data: Record<string, string> = {}): Promise<ConfigMap> =>

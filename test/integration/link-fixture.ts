@@ -19,6 +19,7 @@ import type { IncomingStream } from "../../protocol/mux.ts";
 import { type IssuedCertificate, type RegionCertificates, regionCertificates } from "../support/certificates.ts";
 import { startGateway, type TestGateway } from "../support/gateway.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
+import { patience } from "../support/patience.ts";
 
 export const SERVER_NAME = "tunnel.test.example.com";
 export const quiet = createLog({ write: process.env.DEBUG ? (line) => void process.stderr.write(line) : () => {} });
@@ -132,7 +133,7 @@ export class LinkFixture {
 					{ timeout: 30_000, interval: 10 },
 				),
 			failed: async (code) => {
-				await vi.waitFor(() => expect(link.state.lastError?.code).toBe(code), { timeout: 20_000, interval: 10 });
+				await vi.waitFor(() => expect(link.state.lastError?.code).toBe(code), { ...patience, interval: 10 });
 				return link.state.lastError as NonNullable<Link["state"]["lastError"]>;
 			},
 		};

@@ -18,10 +18,8 @@ import type { Transport } from "../../protocol/transport.ts";
 import { TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
 import { acceptWebSocket } from "../../protocol/websocket.ts";
 import { regionCertificates } from "../support/certificates.ts";
+import { patience } from "../support/patience.ts";
 import { answerAtTheEnd, LinkFixture, quiet, SERVER_NAME } from "./link-fixture.ts";
-
-/** For what comes sooner or later: a busy machine takes its time. */
-const patience = { timeout: 20_000 };
 
 const fixture = new LinkFixture();
 beforeAll(() => fixture.start());
@@ -229,7 +227,7 @@ test.each<[string, () => Buffer[]]>([
 	const agent = await fixture.link(port);
 	const { detail } = await agent.failed("TunnelProtocolError");
 	expect(detail).toMatch(/broke the tunnel protocol|speaks tunnel versions/);
-	await vi.waitFor(() => expect(sessions).toBeGreaterThan(1), { timeout: 20_000 });
+	await vi.waitFor(() => expect(sessions).toBeGreaterThan(1), patience);
 });
 
 test("a gateway that says nothing is left after the time for HELLO", async () => {
@@ -249,7 +247,7 @@ test.each([[-1], ["soon"], [null], [{}]])("a GOAWAY with the hint %j holds no ho
 		transport.end();
 	});
 	await fixture.link(port);
-	await vi.waitFor(() => expect(sessions).toBeGreaterThan(2), { timeout: 20_000 });
+	await vi.waitFor(() => expect(sessions).toBeGreaterThan(2), patience);
 });
 
 test("absurd credit ends the tunnel and sends nothing that was not there to send", async () => {

@@ -5,12 +5,10 @@ import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import { AddressBook } from "../../agent/link/addresses.ts";
 import { type Surroundings, surroundings } from "../../agent/link/network.ts";
 import { defaultLimits } from "../../protocol/mux.ts";
+import { patience } from "../support/patience.ts";
 import { freePort } from "../support/ports.ts";
 import { Relay } from "../support/relay.ts";
 import { answerAtTheEnd, LinkFixture } from "./link-fixture.ts";
-
-/** For what comes sooner or later: a busy machine takes its time. */
-const patience = { timeout: 20_000 };
 
 const fixture = new LinkFixture();
 beforeAll(() => fixture.start());
@@ -60,7 +58,7 @@ test.each<[string, (relay: Relay) => void]>([
 	await agent.up();
 	const before = agent.link.session;
 	harm(relay);
-	await vi.waitFor(() => expect(agent.link.session).not.toBe(before), { timeout: 20_000, interval: 5 });
+	await vi.waitFor(() => expect(agent.link.session).not.toBe(before), { ...patience, interval: 5 });
 	await agent.up();
 	await vi.waitFor(async () => {
 		expect(await fixture.ask(gateway, "kube-apiserver.host-1:80", "hello")).toBe("you said hello");
@@ -123,7 +121,7 @@ test.each<[string, (seen: Surroundings) => Surroundings]>([
 		relay.behave({ silent: true });
 		const since = performance.now();
 		changed = true;
-		await vi.waitFor(() => expect(agent.link.session).toBeUndefined(), { timeout: 20_000, interval: 10 });
+		await vi.waitFor(() => expect(agent.link.session).toBeUndefined(), { ...patience, interval: 10 });
 		// Far sooner than by the agent's ordinary pings (25 s, and 15 s for the answer).
 		expect(performance.now() - since).toBeLessThan(defaultLimits.pingTimeoutMs);
 		relay.behave();

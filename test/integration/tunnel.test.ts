@@ -27,11 +27,9 @@ import { Handshakes } from "../../services/tunnel/handshakes.ts";
 import { type RegionCertificates, regionCertificates } from "../support/certificates.ts";
 import { startGateway as startTestGateway, type TestGateway, type TestGatewayOptions } from "../support/gateway.ts";
 import { startNats, type TestNats } from "../support/nats.ts";
+import { patience } from "../support/patience.ts";
 import { freePort } from "../support/ports.ts";
 import { Relay } from "../support/relay.ts";
-
-/** For what comes sooner or later: a busy machine takes its time. */
-const patience = { timeout: 20_000 };
 
 const LARGE = Buffer.alloc(2 * 1024 * 1024, "groundplane");
 const DOWNLOADS = 8;
@@ -498,7 +496,7 @@ test("the tunnel stays open while NATS is away, and the bus hears everything aga
 	expect(status).toBe(200);
 	socket.destroy();
 	await nats.start();
-	await vi.waitFor(() => expect(asked.join("")).toContain('{"type":"report"}'), { timeout: 20_000 });
+	await vi.waitFor(() => expect(asked.join("")).toContain('{"type":"report"}'), patience);
 	const kv = await new Kvm(jetstream(bus)).open("routes");
 	await vi.waitFor(async () => expect((await kv.get("host-1"))?.operation).toBe("PUT"), { timeout: 10_000 });
 	expect((agent.link.session as unknown as { leaving: boolean }).leaving).toBe(false);
@@ -613,7 +611,7 @@ test("a gateway is replaced under load: no request fails, and a watch is there a
 	ready.splice(0, 1, next);
 	const stopping = old.stop();
 	// Until the old gateway has long sent its hosts away, however slow the machine is.
-	await vi.waitFor(() => expect(answers.length).toBeGreaterThan(120), { timeout: 20_000 });
+	await vi.waitFor(() => expect(answers.length).toBeGreaterThan(120), patience);
 	clearInterval(load);
 	expect(await Promise.all(answers)).toEqual(wanted);
 	// The watch held the old gateway until its time was over.
@@ -737,7 +735,7 @@ test("a host that was revoked while the bus was away is cut when it is back", as
 	await nats.stop("kill");
 	verdicts.set("host-7", { admitted: false, reason: "CertificateRevoked", message: "it was stolen" });
 	await nats.start();
-	await vi.waitFor(() => expect(agent.link.state.lastError?.code).toBe("CertificateRevoked"), { timeout: 20_000 });
+	await vi.waitFor(() => expect(agent.link.state.lastError?.code).toBe("CertificateRevoked"), patience);
 	expect(agent.link.session).toBeUndefined();
 }, 40_000);
 
@@ -789,7 +787,7 @@ test("a host that a gateway has no time for is told so before the handshake, and
 		() => server.close(),
 	);
 	const agent = await startLink({ port: (server.address() as AddressInfo).port }, { random: () => 0.9 });
-	await vi.waitFor(() => expect(dials.length).toBeGreaterThan(1), { timeout: 20_000 });
+	await vi.waitFor(() => expect(dials.length).toBeGreaterThan(1), patience);
 	expect(agent.link.state.lastError?.code).toBe("Overloaded");
 	expect(turnedAway[0]).toBe("Overloaded");
 	// To one that is gone it comes again within 0.3 s.
