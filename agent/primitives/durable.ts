@@ -1,9 +1,20 @@
-import { randomBytes } from "node:crypto";
-import { constants, copyFile, type FileHandle, lstat, mkdir, open, readdir, rename, rm, rmdir } from "node:fs/promises";
+import {
+	constants,
+	copyFile,
+	type FileHandle,
+	lstat,
+	mkdir,
+	open,
+	readdir,
+	readFile,
+	readlink,
+	rename,
+	rm,
+	rmdir,
+} from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 
-/** Whose files in the making are whose: another process that left some was killed. */
-const PROCESS = randomBytes(6).toString("hex");
+/** Files that this process began to make: each has a name of its own. */
 let made = 0;
 
 /** What stands at a path, without following a link; undefined when nothing does. */
@@ -79,15 +90,48 @@ export async function copyDurable(from: string, to: string, mode: number): Promi
 /** Where a file is made before it takes its place. Nobody else uses the name, and what was left of earlier tries goes. */
 async function temporaryFor(path: string): Promise<string> {
 	await removeUnfinished(path);
-	return join(dirname(path), `.${basename(path)}.${PROCESS}-${made++}.groundplane`);
+	return join(dirname(path), `.${basename(path)}.${await whoami()}.${made++}.groundplane`);
 }
 
-/** Removes what processes that were killed while they wrote a file left beside it. */
+/** Removes what processes that were killed while they wrote a file left beside it. What another is writing stays. */
 export async function removeUnfinished(path: string): Promise<void> {
 	const start = `.${basename(path)}.`;
 	for (const name of await namesIn(dirname(path))) {
-		const by = name.startsWith(start) && /^([0-9a-f]{12})-\d+\.groundplane$/.exec(name.slice(start.length))?.[1];
-		if (by && by !== PROCESS) await rm(join(dirname(path), name), { force: true });
+		if (!name.startsWith(start)) continue;
+		const by = /^([0-9a-f-]{36}\.\d+\.\d+\.\d+)\.\d+\.groundplane$/.exec(name.slice(start.length))?.[1];
+		if (by && (await isGone(by))) await rm(join(dirname(path), name), { force: true });
+	}
+}
+
+/** This process as no other was or will be on this host, by proc(5): `BOOT.PID-NAMESPACE.PID.START`. */
+async function whoami(): Promise<string> {
+	const boot = await readFile("/proc/sys/kernel/random/boot_id", "utf8");
+	const namespace = /\d+/.exec(await readlink("/proc/self/ns/pid"))?.[0];
+	return `${boot.trim()}.${namespace}.${await processAt("self")}`;
+}
+
+/**
+ * Whether a process is gone for certain. One of another PID namespace, as of a container, can't be looked up: it counts as running
+ * until the next boot. The age of its file says nothing: clocks jump, and after a crash the next try comes at once.
+ */
+async function isGone(process: string): Promise<boolean> {
+	const [ownBoot, ownNamespace] = (await whoami()).split(".");
+	const [boot, namespace, pid = "", started] = process.split(".");
+	if (boot !== ownBoot) return true;
+	return namespace === ownNamespace && (await processAt(pid)) !== `${pid}.${started}`;
+}
+
+/** `PID.START`, the start in clock ticks since the boot: numbers are given again. Undefined when there is no such process. */
+async function processAt(pid: string): Promise<string | undefined> {
+	try {
+		const stat = await readFile(`/proc/${pid}/stat`, "latin1");
+		// After the name, which may hold anything, from `state` on.
+		const started = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
+		return `${Number.parseInt(stat, 10)}.${started}`;
+	} catch (error) {
+		// ESRCH: it ended while it was read.
+		if (isMissing(error) || (error as NodeJS.ErrnoException).code === "ESRCH") return undefined;
+		throw error;
 	}
 }
 
