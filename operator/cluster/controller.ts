@@ -7,7 +7,7 @@ import { FORMER_CLUSTER } from "../host/summary.ts";
 import { addFinalizer, applyStatus, removeFinalizer } from "../kube/apply.ts";
 import { KubeClient } from "../kube/client.ts";
 import { getCondition, setConditions } from "../kube/conditions.ts";
-import { Controller, type Result, type Runnable, watch } from "../kube/controller.ts";
+import { Controller, type Result, type Runnable, watch, watchChanges } from "../kube/controller.ts";
 import { ConnectAgent } from "../kube/proxy.ts";
 import { clusters, hosts, keyOf, type Secret, secrets } from "../kube/resources.ts";
 import { BY_CLUSTER, BY_HOST, clusterOf, hostKeysOf, letGoBy } from "./assign.ts";
@@ -44,8 +44,8 @@ export function createClusterController(deps: ControllerDeps): Runnable {
 		watches: [
 			watch(informers.hosts, (host) => clustersOf(informers, host)),
 			// A host that two want is told of by nobody when the one that has it goes.
-			watch(informers.clusters, (_cluster, { type, object, previous }) =>
-				letGoBy(previous ?? object, type === "deleted" ? undefined : object)
+			watchChanges(informers.clusters, ({ type, object, previous }) =>
+				letGoBy(previous, type === "deleted" ? undefined : object)
 					.flatMap((key) => informers.clusters.byIndex(BY_HOST, key))
 					.map(keyOf),
 			),

@@ -55,18 +55,23 @@ function priorityAtRest({ metadata, status }: KubeObject & { status?: { observed
 }
 
 /** A {@link Watch}, typed by its reflector. `keys` is asked for the new and for the previous state of an object. */
-export function watch<T extends KubeObject>(
+export function watch<T extends KubeObject>(reflector: Reflector<T>, keys: (object: T) => readonly string[]): Watch {
+	return watchChanges(reflector, ({ object, previous }) =>
+		previous === undefined ? keys(object) : [...keys(object), ...keys(previous)],
+	);
+}
+
+/** The same for keys that the change itself decides: `keys` is asked once. */
+export function watchChanges<T extends KubeObject>(
 	reflector: Reflector<T>,
-	keys: (object: T, change: Change<T>) => readonly string[],
+	keys: (change: Change<T>) => readonly string[],
 ): Watch {
 	return {
 		reflector: reflector as unknown as Reflector<KubeObject>,
 		attach: (enqueue) =>
 			reflector.onChange((change) => {
-				const touched = new Set(keys(change.object, change));
-				if (change.previous !== undefined) for (const key of keys(change.previous, change)) touched.add(key);
 				const priority = priorityOf(change);
-				for (const key of touched) enqueue(key, priority);
+				for (const key of new Set(keys(change))) enqueue(key, priority);
 			}),
 	};
 }

@@ -3,7 +3,7 @@ import { type ControllerDeps, regionNamespace, regionOf } from "../deps.ts";
 import { addFinalizer, applyStatus, removeFinalizer } from "../kube/apply.ts";
 import { KubeError } from "../kube/client.ts";
 import { getCondition, isTrue } from "../kube/conditions.ts";
-import { Controller, type Result, type Runnable, watch } from "../kube/controller.ts";
+import { Controller, type Result, type Runnable, watch, watchChanges } from "../kube/controller.ts";
 import { Reflector } from "../kube/reflector.ts";
 import {
 	clusters,
@@ -449,15 +449,13 @@ export async function createRegionController(deps: ControllerDeps): Promise<Runn
 			),
 			...workloads.map((reflector) => watch(reflector, ofNamespace)),
 			...[informers.hosts, informers.clusters].map((reflector) =>
-				watch(
+				watchChanges(
 					reflector as unknown as Reflector<KubeObject & { status?: { conditions?: never[] } }>,
-					(object, change) => {
-						const { previous } = change;
+					({ type, object, previous }) => {
 						// Regions count members: what else changes in them is no news.
 						const same =
-							previous !== undefined &&
-							change.type === "updated" &&
-							isTrue(previous.status?.conditions, "Ready") === isTrue(change.object.status?.conditions, "Ready");
+							type === "updated" &&
+							isTrue(previous?.status?.conditions, "Ready") === isTrue(object.status?.conditions, "Ready");
 						return same ? [] : ofNamespace(object);
 					},
 				),
