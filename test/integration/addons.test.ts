@@ -136,7 +136,12 @@ it.runIf(sriovManifests)(
 describe("Prometheus, as upstream's program", () => {
 	const children: ChildProcess[] = [];
 	const servers: Server[] = [];
-	beforeAll(() => apply({ prometheus: { enabled: true, retention: "3d", dataSize: "800MB" } }));
+	// Where it has never been built that takes minutes.
+	let program: string;
+	beforeAll(async () => {
+		program = await goProgram(prometheusProgram);
+		await apply({ prometheus: { enabled: true, retention: "3d", dataSize: "800MB" } });
+	}, 1_200_000);
 	afterAll(() => {
 		for (const child of children) child.kill("SIGKILL");
 		for (const server of servers) server.close();
@@ -249,7 +254,7 @@ describe("Prometheus, as upstream's program", () => {
 				.replace("=/prometheus", `=${dirname(config)}/data`)
 				.replace("=:9090", `=${address}`),
 		);
-		const child = spawn(...dyingWithParent(await goProgram(prometheusProgram), args), {
+		const child = spawn(...dyingWithParent(program, args), {
 			stdio: ["ignore", "ignore", "pipe"],
 		});
 		children.push(child);
