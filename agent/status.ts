@@ -53,6 +53,7 @@ export function describeStatus(status: AgentStatus, running: boolean): string {
 				? `Tunnel    open since ${since} to ${link.gateway}${link.rttMs === undefined ? "" : `, round trip ${link.rttMs.toFixed(1)} ms`}`
 				: `Tunnel    down since ${since}`,
 		);
+		if (link.spare !== undefined) lines.push(`          a second one stands ready at ${link.spare}`);
 		if (link.connected && link.opened) {
 			lines.push("          a proxy opens up its TLS, and can read and change what passes");
 		}

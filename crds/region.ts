@@ -54,7 +54,12 @@ export const regionSpec = z
 			.describe("While true the operator changes nothing in this region, and says so in the condition Paused."),
 		tunnel: z
 			.object({
-				replicas: z.int().min(1).max(16).default(1).describe("Number of tunnel gateways."),
+				replicas: z
+					.int()
+					.min(1)
+					.max(16)
+					.default(1)
+					.describe("Number of tunnel gateways. With two or more each host keeps a spare tunnel at another one."),
 				hostMegabytesPerSecond: z
 					.object({
 						interactive: laneRate.describe(

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { ErrorCode } from "../../protocol/errors.ts";
-import { pauseBefore } from "./backoff.ts";
+import { pauseBefore, pauseBeforeSpare } from "./backoff.ts";
 
 test.each<[string, Parameters<typeof pauseBefore>[0], least: number, most: number]>([
 	["the first try", { attempt: 0, outageMs: 0 }, 0, 300],
@@ -125,4 +125,14 @@ test("an outage of a day costs a host two to six tries a minute in its last hour
 	const lastHour = dials.filter((at) => at > 82_800_000).length / 20 / 60;
 	expect(lastHour).toBeGreaterThan(2);
 	expect(lastHour).toBeLessThan(6);
+});
+
+test.each([
+	{ attempt: 0, random: 0, ms: 0 },
+	{ attempt: 0, random: 1, ms: 20_000 },
+	{ attempt: 3, random: 0.5, ms: 80_000 },
+	{ attempt: 40, random: 1, ms: 1_200_000 },
+	{ attempt: 40, hintMs: 600_000, random: 0, ms: 600_000 },
+])("a spare tunnel is nobody's hurry: $attempt tries, hint $hintMs → $ms ms", ({ random, ms, ...tries }) => {
+	expect(pauseBeforeSpare(tries, () => random)).toBe(ms);
 });

@@ -15,6 +15,9 @@ const PART_OF_OUTAGE = 1 / 25;
  * pauses would be turned away 800,000 times and all be in after three minutes, are after 80 s (of which handshakes take 60) and 42,000.
  */
 const CROWD_FIRST_MS = 2_000;
+const SPARE_FIRST_MS = 20_000;
+/** A region whose other gateways are away for long is asked for little. */
+const SPARE_MOST_MS = 20 * 60_000;
 /** What a person has to heal is tried more and more seldom, down to about once a minute. */
 const PERSON_FIRST_MS = 5_000;
 const PERSON_MOST_MS = 60_000;
@@ -59,6 +62,17 @@ export function pauseBefore({ attempt, outageMs, code, hintMs, turnedAway = 0 }:
 	if (turnedAway > 0) return random() * Math.min(MOST_MS, CROWD_FIRST_MS * 2 ** (turnedAway - 1));
 	if (attempt < QUICK_TRIES) return random() * FIRST_MS;
 	return random() * clamp(outageMs * PART_OF_OUTAGE, FIRST_MS, MOST_MS);
+}
+
+/**
+ * Pause before a try for a spare tunnel, after `attempt` that came to nothing: nobody waits for one, so hosts that have just come back
+ * by the thousand must not come a second time. Of two gateways every other try ends at the one that holds the host already.
+ */
+export function pauseBeforeSpare(
+	{ attempt, hintMs = 0 }: { attempt: number; hintMs?: number | undefined },
+	random: () => number,
+): number {
+	return hintMs + random() * Math.min(SPARE_MOST_MS, SPARE_FIRST_MS * 2 ** attempt);
 }
 
 const clamp = (value: number, least: number, most: number): number => Math.min(most, Math.max(least, value));

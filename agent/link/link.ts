@@ -1,11 +1,13 @@
 import { randomUUID, X509Certificate } from "node:crypto";
-import { EventEmitter } from "node:events";
+import { EventEmitter, once } from "node:events";
+import { setTimeout as delay } from "node:timers/promises";
 import { asGroundplaneError, type ErrorCode, GroundplaneError } from "../../protocol/errors.ts";
 import { type HelloClaim, signHello, verifyHello } from "../../protocol/hello.ts";
 import { type GoAway, type Hello, type IncomingStream, Session, type SessionLimits } from "../../protocol/mux.ts";
+import { SPARE } from "../../protocol/tunnel.ts";
 import { VERSION } from "../../protocol/version.ts";
 import type { Log } from "../log.ts";
-import { pauseBefore } from "./backoff.ts";
+import { pauseBefore, pauseBeforeSpare } from "./backoff.ts";
 import { certificatesIn, type Dialled, type DialTarget, dial } from "./dial.ts";
 import { disturbance, LOOK_MS, type Surroundings, surroundings } from "./network.ts";
 
@@ -29,6 +31,8 @@ export interface LinkState {
 	connected: boolean;
 	since: number;
 	gateway?: string;
+	/** Another gateway, at which a second tunnel stands ready. */
+	spare?: string;
 	reconnects: number;
 	/** A proxy of the customer's opens up TLS: it can read and change what passes. */
 	opened?: true;
@@ -42,6 +46,8 @@ const GOOD_MS = 10_000;
 const PING_AFTER_MS = 25_000;
 /** After a sleep or a change of the network the gateway has this long to say anything. */
 const PROBE_MS = 3_000;
+/** A spare tunnel has this long to show that it still stands: a line that has gone took both. */
+const SPARE_PROBE_MS = 1_000;
 /** Why a gateway lets a host go that did nothing wrong: the old tunnel serves until the new one is open. */
 const moves: ReadonlySet<ErrorCode> = new Set(["TunnelClosed", "Overloaded"]);
 
@@ -49,14 +55,16 @@ const moves: ReadonlySet<ErrorCode> = new Set(["TunnelClosed", "Overloaded"]);
  * Keeps a tunnel open for ever. Emits `up` with each new session; the one before may live on for a while
  * until its streams have ended.
  *
- * One tunnel at a time, also where there are two gateways: the newest one is the host's (its route has the higher epoch), so
- * a second one would carry nothing. When a gateway leaves, the next tunnel is opened before the old one ends.
+ * Where there are several gateways it holds a spare tunnel through another one, which carries nothing until the first breaks or its
+ * gateway leaves: then it takes over at once, without a dial and a handshake. Otherwise, when a gateway leaves, the next tunnel is
+ * opened before the old one ends.
  */
 export class Link extends EventEmitter<{ up: [session: Session]; down: [error: GroundplaneError]; state: [] }> {
 	readonly #options: LinkOptions;
 	readonly #random: () => number;
 	/** The newest session that is not over. */
 	#session: Session | undefined;
+	#spare: Tunnel | undefined;
 	#localAddress: string | undefined;
 	#upAt = 0;
 	#state: LinkState = { connected: false, since: Date.now(), reconnects: -1 };
@@ -76,17 +84,21 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 
 	get state(): LinkState {
 		const rttMs = this.#session?.rttMs;
-		return { ...this.#state, ...(rttMs !== undefined && { rttMs }) };
+		const spare = this.#spare?.session.peer?.name;
+		return { ...this.#state, ...(rttMs !== undefined && { rttMs }), ...(spare !== undefined && { spare }) };
 	}
 
 	/** Opens a new tunnel beside the old one, which then makes way: after the certificate was renewed. */
 	renew(): void {
+		this.#spare?.session.close();
+		this.#spare = undefined;
 		this.#renew?.();
 	}
 
 	/** Runs until `signal` aborts, then ends the tunnel in an orderly way. */
 	async run(signal: AbortSignal): Promise<void> {
 		const forget = this.#lookAround();
+		const sparing = this.#keepSpare(signal);
 		let awaySince = performance.now();
 		let turnedAway = 0;
 		for (let attempt = 0; !signal.aborted; attempt++) {
@@ -108,19 +120,23 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 			const { code, message, next } = problem;
 			turnedAway = code === "Overloaded" ? turnedAway + 1 : 0;
 			const pause = pauseBefore({ attempt: Math.max(0, attempt), outageMs, code, hintMs, turnedAway }, this.#random);
+			if (this.#spare && !left.ends) {
+				this.#options.log.warn({ code, spare: this.#spare.session.peer?.name }, message);
+				continue;
+			}
 			this.#options.log.warn({ code, next, retryMs: Math.round(pause) }, message);
 			await this.#pause(pause, { wakes: hintMs === undefined, signal });
 		}
 		forget();
+		this.#spare?.session.close();
+		await sparing;
 		await this.#session?.drain({ code: "TunnelClosed", message: "the agent is stopping" }, 2_000);
 		this.#session = undefined;
 	}
 
 	/** Opens a tunnel and resolves when another one is wanted: this one has ended or is about to, or `renew` was called. */
 	async #connectAndHold(signal: AbortSignal): Promise<Leaving> {
-		const target = await this.#options.target();
-		const dialled = await dial(target, signal);
-		const session = await this.#greet(target, dialled, signal);
+		const { session, dialled } = (await this.#takeSpare()) ?? (await this.#open(signal));
 		this.#up(session, dialled);
 		const { promise, resolve } = Promise.withResolvers<Leaving>();
 		const onAbort = () => resolve("renew");
@@ -152,8 +168,74 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		}
 	}
 
+	async #open(signal: AbortSignal, options?: { spare: true }): Promise<Tunnel> {
+		const target = await this.#options.target();
+		const dialled = await dial(target, signal);
+		return { session: await this.#greet(target, dialled, signal, options), dialled };
+	}
+
+	/** Holds a spare tunnel whenever the gateway says that there are others. */
+	async #keepSpare(signal: AbortSignal): Promise<void> {
+		let hintMs: number | undefined;
+		for (let attempt = 0; !signal.aborted; ) {
+			try {
+				await delay(pauseBeforeSpare({ attempt, hintMs }, this.#random), undefined, { signal });
+				while (!this.session?.peer?.capabilities.includes(SPARE)) await once(this, "up", { signal });
+				const spare = await this.#open(signal, { spare: true });
+				const since = performance.now();
+				hintMs = (await this.#holdSpare(spare))?.reconnectAfterMs;
+				attempt = performance.now() - since > GOOD_MS ? 0 : attempt + 1;
+			} catch (error) {
+				if (signal.aborted) return;
+				const { code, message, details } = asGroundplaneError(error);
+				this.#options.log.debug({ code }, `no spare tunnel: ${message}`);
+				hintMs = details?.retryAfterMs as number | undefined;
+				attempt++;
+			}
+		}
+	}
+
+	/** Resolves when it has taken over, or is over; with what its gateway said, if that has sent it away. */
+	async #holdSpare(spare: Tunnel): Promise<GoAway | undefined> {
+		const { session } = spare;
+		const { promise, resolve } = Promise.withResolvers<GoAway | undefined>();
+		const onUp = () => resolve(undefined);
+		session.once("goaway", resolve);
+		if (session.goAwayReceived) resolve(session.goAwayReceived);
+		void session.closed.then(onUp);
+		this.on("up", onUp);
+		this.#spare = spare;
+		this.emit("state");
+		const goAway = await promise;
+		this.off("up", onUp);
+		if (this.#spare === spare) this.#spare = undefined;
+		if (this.#session !== session) session.close();
+		this.emit("state");
+		return goAway;
+	}
+
+	/** The spare tunnel to go on with, if it still answers. */
+	async #takeSpare(): Promise<Tunnel | undefined> {
+		const spare = this.#spare;
+		this.#spare = undefined;
+		if (spare === undefined) return undefined;
+		const answer = spare.session.ping().then(
+			() => true,
+			() => false,
+		);
+		const stands = await Promise.race([answer, delay(SPARE_PROBE_MS, false, { ref: false })]);
+		if (stands && !spare.session.leaving) return spare;
+		spare.session.destroy();
+		return undefined;
+	}
+
 	/** Says HELLO and hears the gateway's. Where TLS was opened up on the way, each proves in it who it is. */
-	async #greet(target: DialTarget, { transport, opened }: Dialled, signal: AbortSignal): Promise<Session> {
+	async #greet(
+		target: DialTarget,
+		{ transport, opened }: Dialled,
+		signal: AbortSignal,
+		options?: { spare: true },
+	): Promise<Session> {
 		const { hostName, bootId, limits } = this.#options;
 		const connectionId = randomUUID();
 		const claim = { region: regionOf(target.certificate), name: hostName, connectionId, ...(opened ?? noNonces) };
@@ -164,6 +246,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 				software: VERSION,
 				bootId,
 				connectionId,
+				...(options?.spare && { capabilities: [SPARE] }),
 				...(opened && { identity: signHello({ ...claim, role: "host" }, target) }),
 			},
 			checkHello: (hello) => {
@@ -222,11 +305,17 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 			before = now;
 			if (what === undefined) return;
 			this.#options.log.debug({ what }, "the machine's clock or network changed");
-			if (what !== "network-changed") this.#session?.probe(PROBE_MS);
+			if (what !== "network-changed") for (const one of [this.#session, this.#spare?.session]) one?.probe(PROBE_MS);
 			this.#wake?.();
 		}, this.#options.lookMs ?? LOOK_MS);
 		return () => clearInterval(timer);
 	}
+}
+
+/** A tunnel, and how it was come by. */
+interface Tunnel {
+	readonly session: Session;
+	readonly dialled: Dialled;
 }
 
 /** Why a tunnel is no longer enough. */

@@ -155,9 +155,10 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
 			title: "Tunnels",
 			kind: "graph",
 			unit: "none",
-			description: "Hosts that each gateway holds, and for how many it has memory.",
+			description: "Hosts that each gateway holds, those whose spare tunnel it holds, and for how many it has memory.",
 			queries: {
 				"{{instance}}": "groundplane_tunnel_hosts",
+				"spare at {{instance}}": "groundplane_tunnel_spares",
 				"room at {{instance}}": "groundplane_tunnel_max_hosts",
 			},
 		},

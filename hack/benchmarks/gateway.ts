@@ -50,6 +50,7 @@ export async function gateway({ report, hosts = MANY }: Options): Promise<Figure
 			...(hosts > 0 ? await bench.idle(hosts) : []),
 			...(await bench.outage(3_000, 500)),
 			...(await bench.outage(30_000, 1_500)),
+			...(await bench.takeover()),
 		];
 	} finally {
 		await bus.close();
@@ -79,10 +80,10 @@ class GatewayBench {
 		const plain = await this.#plainTls(Math.min(many, 2_000));
 		const server = await this.#startServer("gateway");
 		report(`${many} hosts connect`);
-		const some = await this.#startHosts(server.port, SOME, { pauseMs: 1 });
+		const some = await this.#startHosts([server.port], SOME, { pauseMs: 1 });
 		await this.#connected(some, SOME);
 		const before = await server.memory();
-		const rest = await this.#startHosts(server.port, many - SOME, { pauseMs: 2, from: SOME });
+		const rest = await this.#startHosts([server.port], many - SOME, { pauseMs: 2, from: SOME });
 		await this.#connected(rest, many - SOME);
 		await delay(5_000);
 		const after = await server.memory();
@@ -114,7 +115,7 @@ class GatewayBench {
 	async outage(outageMs: number, targetMs: number): Promise<Figure[]> {
 		const { report } = this.#options;
 		const server = await this.#startServer("gateway");
-		const hosts = await this.#startHosts(server.port, FLEET, { pauseMs: 2 });
+		const hosts = await this.#startHosts([server.port], FLEET, { pauseMs: 2 });
 		await this.#connected(hosts, FLEET);
 		// Long enough that agents take it for a good tunnel.
 		await delay(12_000);
@@ -123,7 +124,7 @@ class GatewayBench {
 		await stop(server.process);
 		// Starting takes its time, which belongs to the outage.
 		await delay(Math.max(0, outageMs - STARTING_MS));
-		const again = await this.#startServer("gateway", server.port);
+		const again = await this.#startServer("gateway", { port: server.port });
 		const back = Date.now();
 		const ends = [[again.pid], hosts.map(({ pid }) => pid as number)];
 		const used = await cpuWhile(ends, () => this.#connected(hosts, FLEET));
@@ -141,6 +142,36 @@ class GatewayBench {
 		return [
 			atMost(`${what}, p99 of ${FLEET} hosts`, p99 / 1_000, "s", targetMs / 1_000, beside),
 			atMost(`${what}, busiest second of dials`, crowding(dials.filter((at) => at >= back - outageMs)), "× mean", 2),
+		];
+	}
+
+	/** Kills one of two gateways, at which all hosts are, and sees how long it takes until they have gone on at the other. */
+	async takeover(): Promise<Figure[]> {
+		const { report } = this.#options;
+		const first = await this.#startServer("gateway", { gateways: 2 });
+		const second = await this.#startServer("gateway", { gateways: 2 });
+		const hosts = await this.#startHosts([first.port, second.port], FLEET, { pauseMs: 2 });
+		report(`${FLEET} hosts open a spare tunnel each`);
+		await this.#count(hosts, FLEET, ({ spared }) => spared);
+		await delay(12_000);
+		for (const host of hosts) host.send("reset");
+		report(`the gateway of ${FLEET} hosts is killed, another one has their spare tunnels`);
+		const killed = Date.now();
+		await stop(first.process);
+		const ends = [[second.pid], hosts.map(({ pid }) => pid as number)];
+		const used = await cpuWhile(ends, () => this.#count(hosts, FLEET, ({ opened }) => opened.length));
+		const { opened } = await this.#report(hosts);
+		await stop(second.process, ...hosts);
+		const took = opened.map((at) => Math.max(0, at - killed)).sort((a, b) => a - b);
+		const [atGateway, atHosts] = used.map((ms) => ms / FLEET) as [number, number];
+		return [
+			atMost(
+				`gone on at another gateway after theirs was killed, p99 of ${FLEET} hosts`,
+				(took[Math.floor(0.99 * took.length)] ?? Number.POSITIVE_INFINITY) / 1_000,
+				"s",
+				0.5,
+				`median ${((took[took.length >> 1] ?? 0) / 1_000).toFixed(2)} s; CPU for each: gateway ${atGateway.toFixed(2)} ms, host ${atHosts.toFixed(2)} ms`,
+			),
 		];
 	}
 
@@ -162,7 +193,7 @@ class GatewayBench {
 
 	async #startServer(
 		kind: ServerOrder["kind"],
-		port?: number,
+		{ port, gateways = 1 }: { port?: number; gateways?: number } = {},
 	): Promise<{ process: ChildProcess; pid: number; port: number; memory: () => Promise<NodeJS.MemoryUsage> }> {
 		const { certificates, directory, natsUrl } = this.#options;
 		const listening = port ?? (await freePort());
@@ -188,6 +219,7 @@ class GatewayBench {
 				NATS_PASSWORD_FILE: file("password", "x"),
 				HOSTS_CA_FILE: file("hosts-ca.crt", `${certificates.hostsCa.cert}\n${certificates.caPem}`),
 				POD_NAME: `tunnel-${child.pid}`,
+				GATEWAYS: String(gateways),
 			},
 		} satisfies ServerOrder);
 		await once(child, "message");
@@ -199,7 +231,7 @@ class GatewayBench {
 	}
 
 	async #startHosts(
-		port: number,
+		ports: readonly number[],
 		count: number,
 		{ pauseMs, from = 0 }: { pauseMs: number; from?: number },
 	): Promise<ChildProcess[]> {
@@ -212,15 +244,20 @@ class GatewayBench {
 		return Array.from({ length: PROCESSES }, (_, index) => {
 			const child = fork(join(import.meta.dirname, "gateway", "hosts.ts"));
 			const mine = this.#identities.slice(from, from + count).filter((_host, at) => at % PROCESSES === index);
-			const order: HostsOrder = { port, serverName: SERVER_NAME, ca: certificates.caPem, hosts: mine, pauseMs };
+			const order: HostsOrder = { ports, serverName: SERVER_NAME, ca: certificates.caPem, hosts: mine, pauseMs };
 			child.send(order);
 			return child;
 		});
 	}
 
-	async #connected(processes: readonly ChildProcess[], count: number): Promise<void> {
+	#connected(processes: readonly ChildProcess[], count: number): Promise<void> {
+		return this.#count(processes, count, ({ connected }) => connected);
+	}
+
+	/** Waits until so many hosts have come so far. */
+	async #count(processes: readonly ChildProcess[], count: number, of: (report: HostsReport) => number): Promise<void> {
 		const end = Date.now() + 180_000;
-		while ((await this.#report(processes)).connected < count) {
+		while (of(await this.#report(processes)) < count) {
 			if (Date.now() > end) throw new Error(`${count} hosts were not connected after three minutes`);
 			await delay(100);
 		}
@@ -235,6 +272,7 @@ class GatewayBench {
 		);
 		return {
 			connected: reports.reduce((sum, { connected }) => sum + connected, 0),
+			spared: reports.reduce((sum, { spared }) => sum + spared, 0),
 			opened: reports.flatMap(({ opened }) => opened),
 			dials: reports.flatMap(({ dials }) => dials),
 		};

@@ -8,9 +8,9 @@ import { asGroundplaneError, type ErrorCode, GroundplaneError } from "../../prot
 import { isNonce, NONCE_HEADER, newNonce, signHello, verifyHello } from "../../protocol/hello.ts";
 import type { LinkFigures } from "../../protocol/link.ts";
 import type { DownMessage, UpMessage } from "../../protocol/messages.ts";
-import { type IncomingStream, type Lane, Session, type SessionLimits } from "../../protocol/mux.ts";
+import { type GoAway, type IncomingStream, type Lane, Session, type SessionLimits } from "../../protocol/mux.ts";
 import type { Transport } from "../../protocol/transport.ts";
-import { TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
+import { SPARE, TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
 import { acceptWebSocket } from "../../protocol/websocket.ts";
 import type { Log } from "../kit/log.ts";
 import { backoffMs } from "../kit/retry.ts";
@@ -64,8 +64,11 @@ interface Identified {
 interface Connection extends Peer {
 	readonly id: string;
 	readonly address: string;
-	readonly connectedAt: string;
+	/** Since when it is the host's. */
+	connectedAt: string;
 	readonly session: Session;
+	/** It is kept for the moment at which the host's own breaks, and was never the host's so far. */
+	spare: boolean;
 	/** Order among the connections of a host; 0 until the bus gave one. */
 	epoch: number;
 	/** The bus has given the epoch, or the connection is over. */
@@ -94,6 +97,8 @@ const RETIRE_MS = 30_000;
 const REFUSED_RETRY_MS = 60_000;
 /** A host for which there is no room comes back after this, up to twice as long: another gateway may have room, or this one again. */
 const FULL_RETRY_MS = 20_000;
+/** A spare tunnel that had to make way comes back after this. */
+const SPARE_RETRY_MS = 10 * 60_000;
 /** A gateway that stops spreads its hosts over the others: this many a second, over at most two seconds. */
 const LEAVING_A_SECOND = 500;
 const LEAVING_SPREAD_MS = 2_000;
@@ -134,6 +139,8 @@ export class Gateway {
 	readonly #bootId = randomUUID();
 	/** The newest connection of each host. */
 	readonly #current = new Map<string, Connection>();
+	/** Spare tunnels of hosts whose own ends at another gateway; the oldest first. */
+	readonly #spares = new Map<string, Connection>();
 	/** All of them, those that are leaving included. */
 	readonly #all = new Set<Connection>();
 	readonly #attended = new Set<Promise<void>>();
@@ -154,6 +161,11 @@ export class Gateway {
 
 	get hosts(): number {
 		return this.#current.size;
+	}
+
+	/** Hosts whose spare tunnel ends here. */
+	get spares(): number {
+		return this.#spares.size;
 	}
 
 	/** This gateway is stopping: hosts are on their way elsewhere. */
@@ -329,7 +341,7 @@ export class Gateway {
 		shown: Peer | undefined,
 		nonces: { hostNonce: string; gatewayNonce: string } | undefined,
 	): Identified {
-		const { name, version: software, region, key, limits } = this.#options;
+		const { name, version: software, region, key, limits, isOneOfSeveral } = this.#options;
 		const connectionId = randomUUID();
 		let peer = shown;
 		let budget: HostBudget | undefined;
@@ -340,6 +352,7 @@ export class Gateway {
 				software,
 				bootId: this.#bootId,
 				connectionId,
+				...(isOneOfSeveral && { capabilities: [SPARE] }),
 				...(nonces && { identity: signHello({ role: "gateway", region, name, connectionId, ...nonces }, key()) }),
 			},
 			checkHello: (hello) => {
@@ -401,7 +414,7 @@ export class Gateway {
 	 * Says and asks all of it again.
 	 */
 	async resynchronize(): Promise<void> {
-		const connections = this.#current.values();
+		const connections = [...this.#current.values(), ...this.#spares.values()].values();
 		const worker = async () => {
 			for (const connection of connections) {
 				if (!this.#all.has(connection)) continue;
@@ -480,6 +493,7 @@ export class Gateway {
 			session,
 			id: randomUUID(),
 			connectedAt: new Date().toISOString(),
+			spare: hello.capabilities.includes(SPARE),
 			epoch: 0,
 			registered: Promise.resolve(),
 			control: undefined,
@@ -504,6 +518,7 @@ export class Gateway {
 			await admitted;
 			// Again: many may have come in since the first look.
 			this.#checkRoomFor(peer.host);
+			if (connection.spare) this.#checkSpare(peer.host);
 		} catch (error) {
 			const problem = asGroundplaneError(error);
 			metrics.connections.inc({ result: resultOf(problem) });
@@ -513,21 +528,21 @@ export class Gateway {
 		}
 		opened();
 		metrics.connections.inc({ result: "accepted" });
-		const older = this.#current.get(peer.host);
-		this.#current.set(peer.host, connection);
+		if (!connection.spare && !this.#current.has(peer.host) && this.#isFull) this.#endOldestSpare();
 		this.#all.add(connection);
 		this.#peak = Math.max(this.#peak, this.#all.size);
-		this.#countReturn(peer.host, older);
-		metrics.follow(session, peer.host);
-		if (older) this.#retire(older, `${peer.host} has opened a newer tunnel from ${address}`);
-		log.info({ host: peer.host, address, agent: hello.software }, "tunnel open");
-		this.#arrivals.emit("arrived", peer.host);
-		connection.registered = this.#register(connection);
+		if (connection.spare) this.#keepSpare(connection);
+		else this.#takeOver(connection);
 		// One that began while this gateway was told to stop.
 		if (this.#leaving) void this.#sendElsewhere(connection, RETIRE_MS);
 
 		const error = await session.closed;
 		this.#all.delete(connection);
+		if (connection.spare) {
+			if (this.#spares.get(peer.host) === connection) this.#spares.delete(peer.host);
+			log.debug({ host: peer.host, reason: error?.code }, "spare tunnel closed");
+			return;
+		}
 		const newest = this.#current.get(peer.host) === connection;
 		if (newest) this.#current.delete(peer.host);
 		this.#remember(connection, error);
@@ -536,6 +551,46 @@ export class Gateway {
 		if (!newest) return;
 		if (connection.epoch > 0) await this.#options.bus.removeRoute(peer.host, connection.epoch);
 		await this.#publishLink(connection, "disconnected", error?.code ?? "TunnelClosed");
+	}
+
+	/** From now on this tunnel is the host's: one that has just opened, or its spare, on which it has opened its control stream. */
+	#takeOver(connection: Connection): void {
+		const { host, address, session } = connection;
+		const spare = this.#spares.get(host);
+		if (spare && spare !== connection) this.#endSpare(spare, heldHere);
+		this.#spares.delete(host);
+		const older = this.#current.get(host);
+		this.#current.set(host, connection);
+		this.#countReturn(host, older);
+		this.#options.metrics.follow(session, host);
+		if (older) this.#retire(older, `${host} has opened a newer tunnel from ${address}`);
+		const { software: agent } = session.peer ?? {};
+		this.#options.log.info({ host, address, agent, ...(connection.spare && { spare: true }) }, "tunnel open");
+		connection.spare = false;
+		connection.connectedAt = new Date().toISOString();
+		this.#arrivals.emit("arrived", host);
+		connection.registered = this.#register(connection);
+	}
+
+	#keepSpare(connection: Connection): void {
+		const { host } = connection;
+		const older = this.#spares.get(host);
+		if (older) this.#endSpare(older, { code: "Conflict", message: "the host has opened a newer spare tunnel" });
+		this.#spares.delete(host);
+		this.#spares.set(host, connection);
+		this.#options.log.debug({ host }, "spare tunnel open");
+	}
+
+	#endOldestSpare(): void {
+		const [oldest] = this.#spares.values();
+		if (!oldest) return;
+		this.#spares.delete(oldest.host);
+		this.#endSpare(oldest, { code: "Overloaded", message: "hosts need its place", reconnectAfterMs: SPARE_RETRY_MS });
+	}
+
+	#endSpare({ session }: Connection, reason: GoAway): void {
+		session.goAway(reason);
+		session.close(new GroundplaneError(reason.code, reason.message, { next: "Nothing: the host has another tunnel." }));
 	}
 
 	/** Counts the return of a host that was here in the last day, by the reason for which its last tunnel ended. */
@@ -561,10 +616,24 @@ export class Gateway {
 		this.#histories.set(host, history);
 	}
 
-	/** Throws Overloaded when there is no memory for one more host. One that is here already takes its own place. */
+	/** Throws when a host's spare tunnel is of no use here, or there is no room for it. */
+	#checkSpare(host: string): void {
+		if (this.#current.has(host)) {
+			throw new GroundplaneError(heldHere.code, heldHere.message, {
+				next: "Nothing: the agent tries again, and comes to another gateway.",
+				details: { retryAfterMs: heldHere.reconnectAfterMs },
+			});
+		}
+		if (this.#isFull) throw this.#full();
+	}
+
+	/** Throws Overloaded when there is no memory for one more host. One that is here already takes its own place, and spare tunnels make way. */
 	#checkRoomFor(host: string): void {
-		if (this.#current.has(host) || !this.#isFull) return;
-		throw new GroundplaneError("Overloaded", `this gateway holds ${this.#all.size} hosts and has no room for more`, {
+		if (!this.#current.has(host) && this.#isFull && this.#spares.size === 0) throw this.#full();
+	}
+
+	#full(): GroundplaneError {
+		return new GroundplaneError("Overloaded", `this gateway holds ${this.#all.size} hosts and has no room for more`, {
 			next: "Nothing on this host, it tries again. Give the region more gateways: raise Region.spec.tunnel.replicas.",
 			details: { full: true, retryAfterMs: Math.round(FULL_RETRY_MS * (1 + Math.random())) },
 		});
@@ -610,6 +679,7 @@ export class Gateway {
 					incoming.refuse("AlreadyExists", "there is a control stream already");
 					return;
 				}
+				if (connection.spare) this.#takeOver(connection);
 				void this.#runControl(connection, incoming.accept());
 				return;
 			case "artifacts":
@@ -755,6 +825,8 @@ export interface GatewayOptions {
 	bounds: Bounds;
 	/** What one host's streams may carry. */
 	rates: LaneRates;
+	/** There are other gateways in the region, so that hosts have a use for a spare tunnel. */
+	isOneOfSeveral: boolean;
 	limits?: Partial<SessionLimits>;
 }
 
@@ -763,6 +835,13 @@ export function notConnected(host: string): GroundplaneError {
 		next: "Look at the Host's condition Connected, and at the agent on the host: gp-agent status.",
 	});
 }
+
+/** A spare tunnel through the same gateway would break with the host's own. */
+const heldHere = {
+	code: "AlreadyExists",
+	message: "this gateway holds the host's tunnel already",
+	reconnectAfterMs: 1_000,
+} as const satisfies GoAway;
 
 const badCertificate = (message: string) =>
 	new GroundplaneError("CertificateInvalid", message, { next: "Enrol the host again with a new join command." });

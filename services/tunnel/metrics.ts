@@ -205,6 +205,18 @@ export class TunnelMetrics {
 		});
 	}
 
+	/** Spare tunnels, as they are now. */
+	watchSpares(count: () => number): void {
+		new Gauge({
+			name: "groundplane_tunnel_spares",
+			help: "Hosts whose spare tunnel ends here: it takes over when their own, at another gateway, breaks.",
+			registers: this.#registers,
+			collect() {
+				this.set(count());
+			},
+		});
+	}
+
 	/** Counts a session until it ends. */
 	follow(session: Session, host: string): void {
 		const label = this.#label(host);

@@ -45,6 +45,8 @@ export const tunnelService = defineService({
 		drainMs: z.coerce.number().int().min(0).default(DRAIN_MS),
 		/** Hosts for which there is room; by default as many as the container's memory holds. */
 		maxHosts: z.coerce.number().int().min(1).optional(),
+		/** Gateways of the region, this one included. */
+		gateways: z.coerce.number().int().min(1).default(1),
 		/** What one host's streams may carry, by lane: more than one has a use for, and a part of what a gateway carries in all. */
 		hostInteractiveMegabytesPerSecond: z.coerce.number().positive().default(128),
 		hostBulkMegabytesPerSecond: z.coerce.number().positive().default(128),
@@ -79,6 +81,7 @@ export const tunnelService = defineService({
 			log,
 			onArtifacts: (host, stream) => artifacts.attach(host, stream),
 			bounds,
+			isOneOfSeveral: config.gateways > 1,
 			rates: {
 				interactive: config.hostInteractiveMegabytesPerSecond * MEGABYTE,
 				bulk: config.hostBulkMegabytesPerSecond * MEGABYTE,
@@ -101,6 +104,7 @@ export const tunnelService = defineService({
 			turnedAway: (result) => metrics.connections.inc({ result }),
 		});
 		metrics.watch(handshakes);
+		metrics.watchSpares(() => gateway.spares);
 		// A certificate that doesn't do is refused in the upgrade, where the host can be told why (see Gateway.upgrade).
 		const secure = () => ({
 			...tls.current,

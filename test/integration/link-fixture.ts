@@ -80,7 +80,9 @@ export class LinkFixture {
 		this.#cleanups.push(cleanup);
 	}
 
-	async gateway(options: { name?: string; port?: number } = {}): Promise<TestGateway> {
+	async gateway(
+		options: { name?: string; port?: number; gateways?: number; maxHosts?: number } = {},
+	): Promise<TestGateway> {
 		const { directory, certificates } = this;
 		const gateway = await startGateway({ directory, certificates, natsUrl: this.#nats.url, ...options });
 		this.atEnd(gateway.stop);
@@ -139,6 +141,11 @@ export class LinkFixture {
 		};
 	}
 
+	/** Orders all gateways to cut a host off, as the hosts service does. */
+	cut(host: string, order: { reason: string; message: string }): void {
+		this.#bus.publish(`hosts.${host}.cut`, JSON.stringify(order));
+	}
+
 	/** Opens a stream to a service of a host through a gateway, as `clusters` does. */
 	async open(gateway: TestGateway, target: string, signal?: AbortSignal): Promise<Duplex> {
 		this.#caller ??= await this.certificates.issueService("clusters");
@@ -159,10 +166,8 @@ export class LinkFixture {
 				.once("connect", (response, raw, head) => {
 					if (head.length > 0) raw.unshift(head);
 					if (response.statusCode === 200) resolve(raw);
-					else {
-						raw.destroy();
-						reject(new Error(`CONNECT ${target}: ${response.statusCode}`));
-					}
+					else
+						void text(raw).then((why) => reject(new Error(`CONNECT ${target}: ${response.statusCode} ${why}`)), reject);
 				})
 				.once("error", reject)
 				.end();

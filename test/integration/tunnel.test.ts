@@ -974,7 +974,13 @@ test("hundreds of hosts that dial at once are all let in, and nobody who is in w
 	const hosts = fork(join(import.meta.dirname, "../../hack/benchmarks/gateway/hosts.ts"));
 	cleanups.push(() => hosts.kill());
 	const serverName = "tunnel.test.example.com";
-	hosts.send({ port: gateway.port, serverName, ca: certificates.caPem, hosts: crowd, pauseMs: 0 } satisfies HostsOrder);
+	hosts.send({
+		ports: [gateway.port],
+		serverName,
+		ca: certificates.caPem,
+		hosts: crowd,
+		pauseMs: 0,
+	} satisfies HostsOrder);
 	const began = performance.now();
 	const waits: number[] = [];
 	for (let connected = 0; connected < STORM; ) {

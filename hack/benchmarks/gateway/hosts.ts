@@ -3,7 +3,8 @@ import { createLog } from "../../../agent/log.ts";
 
 /** What the bench tells this process: which hosts to be, and where the gateway is. */
 export interface HostsOrder {
-	port: number;
+	/** Hosts dial one after the other, so that of two tries one comes to each of two gateways. */
+	ports: readonly number[];
 	serverName: string;
 	ca: string;
 	hosts: { name: string; certificate: string; key: string }[];
@@ -14,6 +15,8 @@ export interface HostsOrder {
 /** What it tells: how many are connected, and when each came (milliseconds since the epoch). */
 export interface HostsReport {
 	connected: number;
+	/** How many have a spare tunnel. */
+	spared: number;
 	/** Times at which tunnels opened since the last `reset`. */
 	opened: number[];
 	/** Tries to open one since then. */
@@ -28,7 +31,8 @@ let dials: number[] = [];
 process.on("message", (message: HostsOrder | "report" | "reset") => {
 	if (message === "report") {
 		const connected = links.filter(({ session }) => session !== undefined).length;
-		process.send?.({ connected, opened, dials } satisfies HostsReport);
+		const spared = links.filter(({ state }) => state.spare !== undefined).length;
+		process.send?.({ connected, spared, opened, dials } satisfies HostsReport);
 	} else if (message === "reset") {
 		opened = [];
 		dials = [];
@@ -36,11 +40,13 @@ process.on("message", (message: HostsOrder | "report" | "reset") => {
 });
 process.on("disconnect", () => process.exit());
 
-async function start({ port, serverName, ca, hosts, pauseMs }: HostsOrder): Promise<void> {
+async function start({ ports, serverName, ca, hosts, pauseMs }: HostsOrder): Promise<void> {
 	for (const { name, certificate, key } of hosts) {
+		let dialled = 0;
 		const link = new Link({
 			target: () => {
 				dials.push(Date.now());
+				const port = ports[dialled++ % ports.length];
 				return { address: `127.0.0.1:${port}`, serverName, ca, certificate, key };
 			},
 			hostName: name,
