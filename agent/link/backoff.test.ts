@@ -130,9 +130,10 @@ test("an outage of a day costs a host two to six tries a minute in its last hour
 test.each([
 	{ attempt: 0, random: 0, ms: 0 },
 	{ attempt: 0, random: 1, ms: 20_000 },
-	{ attempt: 3, random: 0.5, ms: 80_000 },
-	{ attempt: 40, random: 1, ms: 1_200_000 },
-	{ attempt: 40, hintMs: 600_000, random: 0, ms: 600_000 },
+	{ attempt: 3, random: 0.5, ms: 81_000 },
+	{ attempt: 40, random: 1, ms: 1_201_000 },
+	{ attempt: 0, hintMs: 600_000, random: 0.5, ms: 610_000 },
+	{ attempt: 0, hintMs: 1e12, random: 0, ms: 1_200_000 },
 ])("a spare tunnel is nobody's hurry: $attempt tries, hint $hintMs → $ms ms", ({ random, ms, ...tries }) => {
 	expect(pauseBeforeSpare(tries, () => random)).toBe(ms);
 });

@@ -16,6 +16,7 @@ const PART_OF_OUTAGE = 1 / 25;
  */
 const CROWD_FIRST_MS = 2_000;
 const SPARE_FIRST_MS = 20_000;
+const SPARE_LEAST_MS = 1_000;
 /** A region whose other gateways are away for long is asked for little. */
 const SPARE_MOST_MS = 20 * 60_000;
 /** What a person has to heal is tried more and more seldom, down to about once a minute. */
@@ -72,7 +73,8 @@ export function pauseBeforeSpare(
 	{ attempt, hintMs = 0 }: { attempt: number; hintMs?: number | undefined },
 	random: () => number,
 ): number {
-	return hintMs + random() * Math.min(SPARE_MOST_MS, SPARE_FIRST_MS * 2 ** attempt);
+	const least = Math.max(attempt > 0 ? SPARE_LEAST_MS : 0, Math.min(hintMs, SPARE_MOST_MS));
+	return least + random() * Math.min(SPARE_MOST_MS, SPARE_FIRST_MS * 2 ** attempt);
 }
 
 const clamp = (value: number, least: number, most: number): number => Math.min(most, Math.max(least, value));

@@ -5,7 +5,7 @@ import { connect as connectTls, type TLSSocket } from "node:tls";
 import { type ErrorCode, GroundplaneError, problemOf } from "../../protocol/errors.ts";
 import { isNonce, NONCE_HEADER, newNonce } from "../../protocol/hello.ts";
 import type { Transport } from "../../protocol/transport.ts";
-import { TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
+import { SPARE_SUBPROTOCOL, TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
 import { requestWebSocket } from "../../protocol/websocket.ts";
 import { AddressBook, connectFastest } from "./addresses.ts";
 
@@ -60,14 +60,14 @@ const CONNECT_MS = 5_000;
 
 const sharedAddresses = new AddressBook();
 
-/** Opens the WebSocket of the tunnel. Throws an error that tells a person what is in the way. */
-export async function dial(target: DialTarget, signal: AbortSignal): Promise<Dialled> {
+/** Opens the WebSocket of the tunnel, or of a spare one. Throws an error that tells a person what is in the way. */
+export async function dial(target: DialTarget, signal: AbortSignal, spare = false): Promise<Dialled> {
 	const { certificate: cert, key, addresses = sharedAddresses } = target;
 	const { socket, opened } = await dialTls(target, { ...target, cert, key, tls13: true }, signal);
 	const { localAddress, remoteAddress } = socket;
 	try {
 		const hostNonce = opened ? newNonce() : undefined;
-		const { transport, gatewayNonce } = await upgrade(socket, target, hostNonce, signal);
+		const { transport, gatewayNonce } = await upgrade(socket, target, { hostNonce, spare, signal });
 		target.trace?.("tunnel", `the gateway took the WebSocket at ${target.path ?? TUNNEL_PATH}`);
 		return {
 			transport,
@@ -76,7 +76,7 @@ export async function dial(target: DialTarget, signal: AbortSignal): Promise<Dia
 			...(hostNonce !== undefined && gatewayNonce !== undefined && { opened: { hostNonce, gatewayNonce } }),
 		};
 	} catch (error) {
-		addresses.demote(remoteAddress);
+		if (!spare) addresses.demote(remoteAddress);
 		throw error;
 	}
 }
@@ -219,8 +219,7 @@ async function dialProxy(way: Way, proxy: string, signal: AbortSignal): Promise<
 async function upgrade(
 	socket: TLSSocket,
 	{ serverName, path = TUNNEL_PATH, address, phaseMs = PHASE_MS }: DialTarget,
-	hostNonce: string | undefined,
-	signal: AbortSignal,
+	{ hostNonce, spare, signal }: { hostNonce: string | undefined; spare: boolean; signal: AbortSignal },
 ): Promise<{ transport: Transport; gatewayNonce: string | undefined }> {
 	try {
 		const answer = await within<Awaited<ReturnType<typeof requestWebSocket>>>(
@@ -231,7 +230,7 @@ async function upgrade(
 				requestWebSocket(socket, {
 					host: serverName,
 					path,
-					subprotocol: TUNNEL_SUBPROTOCOL,
+					subprotocol: spare ? SPARE_SUBPROTOCOL : TUNNEL_SUBPROTOCOL,
 					...(hostNonce !== undefined && { headers: { [NONCE_HEADER]: hostNonce }, masked: true }),
 				}).then(resolve, (error) =>
 					reject(error instanceof GroundplaneError ? error : tlsError(error, address, serverName)),

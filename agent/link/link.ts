@@ -98,7 +98,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 	/** Runs until `signal` aborts, then ends the tunnel in an orderly way. */
 	async run(signal: AbortSignal): Promise<void> {
 		const forget = this.#lookAround();
-		const sparing = this.#keepSpare(signal);
+		void this.#keepSpare(signal);
 		let awaySince = performance.now();
 		let turnedAway = 0;
 		for (let attempt = 0; !signal.aborted; attempt++) {
@@ -120,7 +120,8 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 			const { code, message, next } = problem;
 			turnedAway = code === "Overloaded" ? turnedAway + 1 : 0;
 			const pause = pauseBefore({ attempt: Math.max(0, attempt), outageMs, code, hintMs, turnedAway }, this.#random);
-			if (this.#spare && !left.ends) {
+			// One that is only told to leave serves until another one is open, which spreads hosts over the gateways that stay.
+			if (this.#spare && !this.#session && !left.ends) {
 				this.#options.log.warn({ code, spare: this.#spare.session.peer?.name }, message);
 				continue;
 			}
@@ -129,14 +130,13 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		}
 		forget();
 		this.#spare?.session.close();
-		await sparing;
 		await this.#session?.drain({ code: "TunnelClosed", message: "the agent is stopping" }, 2_000);
 		this.#session = undefined;
 	}
 
 	/** Opens a tunnel and resolves when another one is wanted: this one has ended or is about to, or `renew` was called. */
 	async #connectAndHold(signal: AbortSignal): Promise<Leaving> {
-		const { session, dialled } = (await this.#takeSpare()) ?? (await this.#open(signal));
+		const { session, dialled } = (await this.#takeSpare()) ?? (await this.#open(signal, false));
 		this.#up(session, dialled);
 		const { promise, resolve } = Promise.withResolvers<Leaving>();
 		const onAbort = () => resolve("renew");
@@ -168,10 +168,10 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		}
 	}
 
-	async #open(signal: AbortSignal, options?: { spare: true }): Promise<Tunnel> {
+	async #open(signal: AbortSignal, spare: boolean): Promise<Tunnel> {
 		const target = await this.#options.target();
-		const dialled = await dial(target, signal);
-		return { session: await this.#greet(target, dialled, signal, options), dialled };
+		const dialled = await dial(target, signal, spare);
+		return { session: await this.#greet(target, dialled, signal), dialled };
 	}
 
 	/** Holds a spare tunnel whenever the gateway says that there are others. */
@@ -179,9 +179,11 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		let hintMs: number | undefined;
 		for (let attempt = 0; !signal.aborted; ) {
 			try {
+				while (!this.#hasOthers) await once(this, "up", { signal });
+				// Not as soon as it is back: the other hosts are coming back, too.
 				await delay(pauseBeforeSpare({ attempt, hintMs }, this.#random), undefined, { signal });
-				while (!this.session?.peer?.capabilities.includes(SPARE)) await once(this, "up", { signal });
-				const spare = await this.#open(signal, { spare: true });
+				if (!this.#hasOthers) continue;
+				const spare = await this.#open(signal, true);
 				const since = performance.now();
 				hintMs = (await this.#holdSpare(spare))?.reconnectAfterMs;
 				attempt = performance.now() - since > GOOD_MS ? 0 : attempt + 1;
@@ -195,14 +197,21 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		}
 	}
 
+	/** The region has other gateways than the one that holds this host. */
+	get #hasOthers(): boolean {
+		return this.session?.peer?.capabilities.includes(SPARE) === true;
+	}
+
 	/** Resolves when it has taken over, or is over; with what its gateway said, if that has sent it away. */
 	async #holdSpare(spare: Tunnel): Promise<GoAway | undefined> {
 		const { session } = spare;
 		const { promise, resolve } = Promise.withResolvers<GoAway | undefined>();
-		const onUp = () => resolve(undefined);
+		const onUp = () => {
+			if (this.#session === session) resolve(undefined);
+		};
 		session.once("goaway", resolve);
 		if (session.goAwayReceived) resolve(session.goAwayReceived);
-		void session.closed.then(onUp);
+		void session.closed.then(() => resolve(undefined));
 		this.on("up", onUp);
 		this.#spare = spare;
 		this.emit("state");
@@ -214,11 +223,11 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		return goAway;
 	}
 
-	/** The spare tunnel to go on with, if it still answers. */
+	/** The spare tunnel to go on with where there is no other, if it still answers. */
 	async #takeSpare(): Promise<Tunnel | undefined> {
 		const spare = this.#spare;
+		if (spare === undefined || this.#session !== undefined) return undefined;
 		this.#spare = undefined;
-		if (spare === undefined) return undefined;
 		const answer = spare.session.ping().then(
 			() => true,
 			() => false,
@@ -230,12 +239,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 	}
 
 	/** Says HELLO and hears the gateway's. Where TLS was opened up on the way, each proves in it who it is. */
-	async #greet(
-		target: DialTarget,
-		{ transport, opened }: Dialled,
-		signal: AbortSignal,
-		options?: { spare: true },
-	): Promise<Session> {
+	async #greet(target: DialTarget, { transport, opened }: Dialled, signal: AbortSignal): Promise<Session> {
 		const { hostName, bootId, limits } = this.#options;
 		const connectionId = randomUUID();
 		const claim = { region: regionOf(target.certificate), name: hostName, connectionId, ...(opened ?? noNonces) };
@@ -246,7 +250,6 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 				software: VERSION,
 				bootId,
 				connectionId,
-				...(options?.spare && { capabilities: [SPARE] }),
 				...(opened && { identity: signHello({ ...claim, role: "host" }, target) }),
 			},
 			checkHello: (hello) => {

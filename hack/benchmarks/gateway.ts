@@ -148,8 +148,8 @@ class GatewayBench {
 	/** Kills one of two gateways, at which all hosts are, and sees how long it takes until they have gone on at the other. */
 	async takeover(): Promise<Figure[]> {
 		const { report } = this.#options;
-		const first = await this.#startServer("gateway", { gateways: 2 });
-		const second = await this.#startServer("gateway", { gateways: 2 });
+		const first = await this.#startServer("gateway", { oneOfSeveral: true });
+		const second = await this.#startServer("gateway", { oneOfSeveral: true });
 		const hosts = await this.#startHosts([first.port, second.port], FLEET, { pauseMs: 2 });
 		report(`${FLEET} hosts open a spare tunnel each`);
 		await this.#count(hosts, FLEET, ({ spared }) => spared);
@@ -193,7 +193,7 @@ class GatewayBench {
 
 	async #startServer(
 		kind: ServerOrder["kind"],
-		{ port, gateways = 1 }: { port?: number; gateways?: number } = {},
+		{ port, oneOfSeveral = false }: { port?: number; oneOfSeveral?: boolean } = {},
 	): Promise<{ process: ChildProcess; pid: number; port: number; memory: () => Promise<NodeJS.MemoryUsage> }> {
 		const { certificates, directory, natsUrl } = this.#options;
 		const listening = port ?? (await freePort());
@@ -219,7 +219,7 @@ class GatewayBench {
 				NATS_PASSWORD_FILE: file("password", "x"),
 				HOSTS_CA_FILE: file("hosts-ca.crt", `${certificates.hostsCa.cert}\n${certificates.caPem}`),
 				POD_NAME: `tunnel-${child.pid}`,
-				GATEWAYS: String(gateways),
+				ONE_OF_SEVERAL: String(oneOfSeveral),
 			},
 		} satisfies ServerOrder);
 		await once(child, "message");

@@ -10,7 +10,7 @@ import type { LinkFigures } from "../../protocol/link.ts";
 import type { DownMessage, UpMessage } from "../../protocol/messages.ts";
 import { type GoAway, type IncomingStream, type Lane, Session, type SessionLimits } from "../../protocol/mux.ts";
 import type { Transport } from "../../protocol/transport.ts";
-import { SPARE, TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
+import { SPARE, SPARE_SUBPROTOCOL, TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../protocol/tunnel.ts";
 import { acceptWebSocket } from "../../protocol/websocket.ts";
 import type { Log } from "../kit/log.ts";
 import { backoffMs } from "../kit/retry.ts";
@@ -276,28 +276,28 @@ export class Gateway {
 		{ address, opened }: { address: string; opened: () => void },
 	): Promise<void> {
 		socket.on("error", () => {});
+		const spare = request.headers["sec-websocket-protocol"] === SPARE_SUBPROTOCOL;
 		try {
 			const cuts = this.#cuts;
 			const peer = this.#shown(request, socket);
 			if (peer) {
-				this.#checkRoomFor(peer.host);
+				this.#checkRoomFor(peer.host, spare);
 				await this.#options.admission.admit(peer.host, peer.serial);
 			}
 			if (socket.destroyed) return;
 			const hostNonce = request.headers[NONCE_HEADER];
 			const nonces = !peer && isNonce(hostNonce) ? { hostNonce, gatewayNonce: newNonce() } : undefined;
 			const transport = acceptWebSocket(request, socket, head, {
-				subprotocol: TUNNEL_SUBPROTOCOL,
+				subprotocol: spare ? SPARE_SUBPROTOCOL : TUNNEL_SUBPROTOCOL,
 				...(nonces && { headers: { [NONCE_HEADER]: nonces.gatewayNonce } }),
 			});
 			socket.setNoDelay(true);
-			const attended = this.#attend(this.#session(transport, peer, nonces), { address, cuts, opened });
+			const attended = this.#attend(this.#session(transport, peer, nonces), { address, cuts, opened, spare });
 			this.#attended.add(attended);
 			void attended.finally(() => this.#attended.delete(attended));
 		} catch (error) {
 			const problem = asGroundplaneError(error);
-			this.#options.metrics.connections.inc({ result: resultOf(problem) });
-			this.#options.log.warn({ err: problem, address }, "tunnel refused");
+			this.#refused(problem, { address, spare });
 			refuse(socket, problem);
 		}
 	}
@@ -306,7 +306,7 @@ export class Gateway {
 	async greet(request: IncomingMessage): Promise<{ gateway: string; host: string }> {
 		const peer = this.#shown(request, request.socket as TLSSocket);
 		if (!peer) throw noCertificate();
-		this.#checkRoomFor(peer.host);
+		this.#checkRoomFor(peer.host, false);
 		await this.#options.admission.admit(peer.host, peer.serial);
 		return { gateway: this.#options.name, host: peer.host };
 	}
@@ -414,13 +414,14 @@ export class Gateway {
 	 * Says and asks all of it again.
 	 */
 	async resynchronize(): Promise<void> {
-		const connections = [...this.#current.values(), ...this.#spares.values()].values();
+		const connections = this.#all.values();
 		const worker = async () => {
 			for (const connection of connections) {
 				if (!this.#all.has(connection)) continue;
 				await this.#check(connection, true);
 				await this.#register(connection);
-				if (connection.control) this.#toHost(connection, { type: "report" });
+				if (connection.control && this.#current.get(connection.host) === connection)
+					this.#toHost(connection, { type: "report" });
 			}
 		};
 		await Promise.all(Array.from({ length: RESYNCHRONIZE_AT_ONCE }, worker));
@@ -477,7 +478,7 @@ export class Gateway {
 
 	async #attend(
 		{ session, shown, peer: identified }: Identified,
-		{ address, cuts, opened }: { address: string; cuts: number; opened: () => void },
+		{ address, cuts, opened, spare }: { address: string; cuts: number; opened: () => void; spare: boolean },
 	): Promise<void> {
 		const { log, metrics, admission } = this.#options;
 		const hello = await session.ready.catch(async () => {
@@ -493,7 +494,7 @@ export class Gateway {
 			session,
 			id: randomUUID(),
 			connectedAt: new Date().toISOString(),
-			spare: hello.capabilities.includes(SPARE),
+			spare,
 			epoch: 0,
 			registered: Promise.resolve(),
 			control: undefined,
@@ -517,18 +518,17 @@ export class Gateway {
 		try {
 			await admitted;
 			// Again: many may have come in since the first look.
-			this.#checkRoomFor(peer.host);
-			if (connection.spare) this.#checkSpare(peer.host);
+			this.#checkRoomFor(peer.host, spare);
 		} catch (error) {
 			const problem = asGroundplaneError(error);
-			metrics.connections.inc({ result: resultOf(problem) });
-			log.warn({ err: problem, address, host: peer.host }, "tunnel refused");
+			this.#refused(problem, { address, spare, host: peer.host });
 			this.#end(connection, problem.code, problem.message, retryAfter(problem));
 			return;
 		}
 		opened();
 		metrics.connections.inc({ result: "accepted" });
-		if (!connection.spare && !this.#current.has(peer.host) && this.#isFull) this.#endOldestSpare();
+		const hasPlace = this.#current.has(peer.host) || this.#spares.has(peer.host);
+		if (!spare && !hasPlace && this.#isFull) this.#endOldestSpare();
 		this.#all.add(connection);
 		this.#peak = Math.max(this.#peak, this.#all.size);
 		if (connection.spare) this.#keepSpare(connection);
@@ -576,19 +576,21 @@ export class Gateway {
 		const { host } = connection;
 		const older = this.#spares.get(host);
 		if (older) this.#endSpare(older, { code: "Conflict", message: "the host has opened a newer spare tunnel" });
-		this.#spares.delete(host);
 		this.#spares.set(host, connection);
 		this.#options.log.debug({ host }, "spare tunnel open");
 	}
 
 	#endOldestSpare(): void {
 		const [oldest] = this.#spares.values();
-		if (!oldest) return;
-		this.#spares.delete(oldest.host);
-		this.#endSpare(oldest, { code: "Overloaded", message: "hosts need its place", reconnectAfterMs: SPARE_RETRY_MS });
+		if (oldest)
+			this.#endSpare(oldest, { code: "Overloaded", message: "hosts need its place", reconnectAfterMs: SPARE_RETRY_MS });
 	}
 
-	#endSpare({ session }: Connection, reason: GoAway): void {
+	/** Its place is free at once: who takes it counts no more than it did. */
+	#endSpare(connection: Connection, reason: GoAway): void {
+		const { session, host } = connection;
+		this.#spares.delete(host);
+		this.#all.delete(connection);
 		session.goAway(reason);
 		session.close(new GroundplaneError(reason.code, reason.message, { next: "Nothing: the host has another tunnel." }));
 	}
@@ -616,24 +618,20 @@ export class Gateway {
 		this.#histories.set(host, history);
 	}
 
-	/** Throws when a host's spare tunnel is of no use here, or there is no room for it. */
-	#checkSpare(host: string): void {
-		if (this.#current.has(host)) {
+	/**
+	 * Throws Overloaded when there is no memory for one more host. One that is here already takes its own place, and spare tunnels make
+	 * way. Throws AlreadyExists at a spare tunnel beside the host's own.
+	 */
+	#checkRoomFor(host: string, spare: boolean): void {
+		if (spare && this.#current.has(host)) {
 			throw new GroundplaneError(heldHere.code, heldHere.message, {
 				next: "Nothing: the agent tries again, and comes to another gateway.",
 				details: { retryAfterMs: heldHere.reconnectAfterMs },
 			});
 		}
-		if (this.#isFull) throw this.#full();
-	}
-
-	/** Throws Overloaded when there is no memory for one more host. One that is here already takes its own place, and spare tunnels make way. */
-	#checkRoomFor(host: string): void {
-		if (!this.#current.has(host) && this.#isFull && this.#spares.size === 0) throw this.#full();
-	}
-
-	#full(): GroundplaneError {
-		return new GroundplaneError("Overloaded", `this gateway holds ${this.#all.size} hosts and has no room for more`, {
+		if (!this.#isFull || this.#current.has(host) || this.#spares.has(host)) return;
+		if (!spare && this.#spares.size > 0) return;
+		throw new GroundplaneError("Overloaded", `this gateway holds ${this.#all.size} hosts and has no room for more`, {
 			next: "Nothing on this host, it tries again. Give the region more gateways: raise Region.spec.tunnel.replicas.",
 			details: { full: true, retryAfterMs: Math.round(FULL_RETRY_MS * (1 + Math.random())) },
 		});
@@ -656,6 +654,13 @@ export class Gateway {
 		}
 	}
 
+	/** Counts and logs that a host was not let in. Spare tunnels by themselves: a host that has none is none the worse. */
+	#refused(problem: GroundplaneError, { spare, ...who }: { spare: boolean; address: string; host?: string }): void {
+		const { metrics, log } = this.#options;
+		metrics.connections.inc({ result: spare ? "SpareDeclined" : resultOf(problem) });
+		log[spare ? "debug" : "warn"]({ err: problem, ...who }, "tunnel refused");
+	}
+
 	/** Whether a host may open one more stream. One that does not stop asking is cut off. */
 	#mayOpen(connection: Connection, incoming: IncomingStream): boolean {
 		const artifacts = connection.session.streamsByService().get("artifacts") ?? 0;
@@ -672,6 +677,8 @@ export class Gateway {
 	}
 
 	#onStream(connection: Connection, incoming: IncomingStream): void {
+		// Refused meanwhile, or over.
+		if (!this.#all.has(connection)) return;
 		if (!this.#mayOpen(connection, incoming)) return;
 		switch (incoming.service) {
 			case "control":
@@ -683,6 +690,10 @@ export class Gateway {
 				void this.#runControl(connection, incoming.accept());
 				return;
 			case "artifacts":
+				if (connection.spare) {
+					incoming.refuse("ServiceNotAllowed", "nothing goes through a spare tunnel");
+					return;
+				}
 				this.#options.onArtifacts(connection.host, incoming.accept());
 				return;
 			default:

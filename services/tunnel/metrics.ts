@@ -49,7 +49,7 @@ export class TunnelMetrics {
 		const hosts = () => this.#sessions.size;
 		this.connections = new Counter({
 			name: "groundplane_tunnel_connections_total",
-			help: "Connections of hosts, by result: accepted, Full (no memory for one more host), or the code of the refusal.",
+			help: "Connections of hosts, by result: accepted, Full (no memory for one more host), SpareDeclined (a spare tunnel that is of no use here, or has no room), or the code of the refusal.",
 			labelNames: ["result"] as const,
 			registers,
 		});

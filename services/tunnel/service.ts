@@ -45,8 +45,8 @@ export const tunnelService = defineService({
 		drainMs: z.coerce.number().int().min(0).default(DRAIN_MS),
 		/** Hosts for which there is room; by default as many as the container's memory holds. */
 		maxHosts: z.coerce.number().int().min(1).optional(),
-		/** Gateways of the region, this one included. */
-		gateways: z.coerce.number().int().min(1).default(1),
+		/** The region has more gateways than this one: hosts may keep a spare tunnel. Not how many, so that one more restarts none. */
+		oneOfSeveral: z.stringbool().default(false),
 		/** What one host's streams may carry, by lane: more than one has a use for, and a part of what a gateway carries in all. */
 		hostInteractiveMegabytesPerSecond: z.coerce.number().positive().default(128),
 		hostBulkMegabytesPerSecond: z.coerce.number().positive().default(128),
@@ -81,7 +81,7 @@ export const tunnelService = defineService({
 			log,
 			onArtifacts: (host, stream) => artifacts.attach(host, stream),
 			bounds,
-			isOneOfSeveral: config.gateways > 1,
+			isOneOfSeveral: config.oneOfSeveral,
 			rates: {
 				interactive: config.hostInteractiveMegabytesPerSecond * MEGABYTE,
 				bulk: config.hostBulkMegabytesPerSecond * MEGABYTE,

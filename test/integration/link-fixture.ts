@@ -81,7 +81,7 @@ export class LinkFixture {
 	}
 
 	async gateway(
-		options: { name?: string; port?: number; gateways?: number; maxHosts?: number } = {},
+		options: { name?: string; port?: number; oneOfSeveral?: boolean; maxHosts?: number } = {},
 	): Promise<TestGateway> {
 		const { directory, certificates } = this;
 		const gateway = await startGateway({ directory, certificates, natsUrl: this.#nats.url, ...options });
@@ -144,6 +144,13 @@ export class LinkFixture {
 	/** Orders all gateways to cut a host off, as the hosts service does. */
 	cut(host: string, order: { reason: string; message: string }): void {
 		this.#bus.publish(`hosts.${host}.cut`, JSON.stringify(order));
+	}
+
+	/** A figure of a gateway's, of the series with this label. */
+	async metric({ healthPort }: TestGateway, name: string, label = ""): Promise<number> {
+		const metrics = await (await fetch(`http://127.0.0.1:${healthPort}/metrics`)).text();
+		const series = metrics.split("\n").find((line) => line.startsWith(`${name}{`) && line.includes(label));
+		return Number(series?.split(" ").at(-1));
 	}
 
 	/** Opens a stream to a service of a host through a gateway, as `clusters` does. */

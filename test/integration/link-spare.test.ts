@@ -1,5 +1,8 @@
 import { text } from "node:stream/consumers";
+import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
+import { dial } from "../../agent/link/dial.ts";
+import { Session } from "../../protocol/mux.ts";
 import type { TestGateway } from "../support/gateway.ts";
 import { patience } from "../support/patience.ts";
 import { Relay } from "../support/relay.ts";
@@ -21,7 +24,7 @@ class Front {
 	static async start(count: number, options: { maxHosts?: number } = {}): Promise<Front> {
 		const front = new Front();
 		for (let index = 0; index < count; index++) {
-			const gateway = await fixture.gateway({ name: `tunnel-${index}`, gateways: count, ...options });
+			const gateway = await fixture.gateway({ name: `tunnel-${index}`, oneOfSeveral: count > 1, ...options });
 			front.gateways.push(gateway);
 			front.#lines.push(await relay(() => gateway.port));
 		}
@@ -120,17 +123,21 @@ test("the spare tunnel takes over at once when a gateway is killed, and another 
 	await reached(front);
 });
 
-test("a gateway that leaves is followed by the spare tunnel, and a stream that is open ends in peace", async () => {
+test("a gateway that leaves serves until another tunnel is open, and where none can be opened the spare one is used", async () => {
 	const front = await Front.start(2);
 	const agent = await host(front);
 	const spare = await spareOf(agent);
 	const [leaving] = front.gateways.filter(({ name }) => name !== spare) as [TestGateway];
 	const stream = await fixture.open(leaving, "kube-apiserver.host-1:80");
 	stream.write("hel");
+	front.behave({ refuse: true });
+	const dials = front.connections;
 	const left = leaving.stop();
-	await vi.waitFor(() => expect(agent.link.state.gateway).toBe(spare), { ...patience, interval: 1 });
+	await vi.waitFor(() => expect(front.connections).toBeGreaterThan(dials + 1), patience);
+	expect([agent.link.state.gateway, agent.link.state.spare]).toEqual([leaving.name, spare]);
 	stream.end("lo");
 	expect(await text(stream)).toBe("you said hello");
+	await vi.waitFor(() => expect(agent.link.state.gateway).toBe(spare), { ...patience, interval: 1 });
 	await left;
 });
 
@@ -174,6 +181,52 @@ test("a spare tunnel makes way for a host that has no other place, and comes bac
 	);
 	for (const { link } of agents) expect(link.session).toBeDefined();
 	for (const name of ["host-1", "host-4"]) await reached(front, name);
+});
+
+test("nothing goes through a spare tunnel, none stands beside the host's own, and none that was declined takes over", async () => {
+	const front = await Front.start(2, { maxHosts: 2 });
+	const [first, second] = front.gateways as [TestGateway, TestGateway];
+	const agent = await host(first);
+	const open = async (gateway: TestGateway, name: string) => {
+		const { transport } = await dial(await fixture.target(gateway.port, name), AbortSignal.timeout(20_000), true);
+		const hello = { name, software: "0.1.0", bootId: "boot", connectionId: "spare" };
+		const session = new Session(transport, { role: "client", hello });
+		fixture.atEnd(() => session.destroy());
+		await session.ready;
+		return session;
+	};
+	await expect(open(first, "host-1")).rejects.toMatchObject({ code: "AlreadyExists" });
+	const spare = await open(second, "host-1");
+	await expect(spare.open("artifacts")).rejects.toMatchObject({ code: "ServiceNotAllowed" });
+	await open(second, "host-2");
+	await expect(open(second, "host-3")).rejects.toMatchObject({ code: "Overloaded" });
+	expect(await fixture.metric(second, "groundplane_tunnel_spares")).toBe(2);
+	// Neither is a fault: nobody is to be woken for it.
+	for (const gateway of [first, second]) {
+		const results = "groundplane_tunnel_connections_total";
+		expect(await fixture.metric(gateway, results, "SpareDeclined")).toBeGreaterThan(0);
+		expect(await fixture.metric(gateway, results, "Full")).toBeNaN();
+	}
+	expect(agent.link.state.reconnects).toBe(0);
+	// A newer one of the same host takes its own place.
+	await open(second, "host-2");
+	expect(await fixture.metric(second, "groundplane_tunnel_spares")).toBe(2);
+	expect(spare.leaving).toBe(false);
+});
+
+test("after an outage hosts are back before they open spare tunnels", async () => {
+	const front = await Front.start(2);
+	const agent = await host(front, { random: () => 0.05 });
+	await spareOf(agent);
+	front.behave({ refuse: true });
+	for (const { name } of front.gateways) front.line(name).reset();
+	await agent.failed("TunnelClosed");
+	await delay(1_500);
+	front.behave({});
+	await agent.up();
+	const back = performance.now();
+	await spareOf(agent);
+	expect(performance.now() - back).toBeGreaterThan(500);
 });
 
 test("who has one gateway only opens one tunnel", async () => {

@@ -29,14 +29,14 @@ export interface TestGatewayOptions {
 	readonly drainMs?: number | undefined;
 	readonly handshakeMs?: number | undefined;
 	readonly maxHosts?: number | undefined;
-	/** Gateways of the region, this one included. */
-	readonly gateways?: number | undefined;
+	/** The region has others. */
+	readonly oneOfSeveral?: boolean | undefined;
 	readonly hostMegabytesPerSecond?: number | undefined;
 }
 
 /** Starts the tunnel service of region `test` (`test.example.com`). */
 export async function startGateway(options: TestGatewayOptions): Promise<TestGateway> {
-	const { directory, certificates, natsUrl, name = "tunnel-0", drainMs, handshakeMs, maxHosts, gateways } = options;
+	const { directory, certificates, natsUrl, name = "tunnel-0", drainMs, handshakeMs, maxHosts, oneOfSeveral } = options;
 	const megabytes = options.hostMegabytesPerSecond;
 	const port = options.port ?? (await freePort());
 	const [proxyPort, edgePort] = [await freePort(), await freePort()];
@@ -63,7 +63,7 @@ export async function startGateway(options: TestGatewayOptions): Promise<TestGat
 			...(drainMs !== undefined && { DRAIN_MS: String(drainMs) }),
 			...(handshakeMs !== undefined && { HANDSHAKE_MS: String(handshakeMs) }),
 			...(maxHosts !== undefined && { MAX_HOSTS: String(maxHosts) }),
-			...(gateways !== undefined && { GATEWAYS: String(gateways) }),
+			...(oneOfSeveral !== undefined && { ONE_OF_SEVERAL: String(oneOfSeveral) }),
 			...(megabytes !== undefined && { HOST_INTERACTIVE_MEGABYTES_PER_SECOND: String(megabytes) }),
 		},
 		signal: stop.signal,
