@@ -61,6 +61,6 @@ it("a deletion ends, whatever was under way and whoever is away, and names each 
 			site.settleHosts();
 			expect(hosts.filter(holds)).toEqual([]);
 		}),
-		cases,
+		cases(150),
 	);
 }, 600_000);

@@ -106,7 +106,17 @@ export function planJoining(
 		});
 		if (!isDeepStrictEqual(plain(role), plain(roleOf(host)))) actions.push({ type: "applyRole", host: name, role });
 	}
+	if (publish !== undefined && !known.some(({ member }) => member.host === publish))
+		actions.push(...publishFrom(publish, observed));
 	return actions;
+}
+
+/** One that leaves keeps its role as it is, but for this. */
+function publishFrom(name: string, { hosts, now }: Observed): Action[] {
+	const role = roleOf(hosts.find(({ metadata }) => metadata.name === name));
+	if (role === undefined) return [];
+	const parameters = { ...role.parameters, publishCertificates: new Date(now).toISOString() };
+	return [{ type: "applyRole", host: name, role: { ...role, parameters } }];
 }
 
 /** A member with a node has joined before: what its role does now is something else. */
@@ -147,15 +157,21 @@ const leavingVersions = ({ cluster, hosts }: Observed, known: readonly Known[]):
  * The control plane that publishes the certificates again: they last two hours, so a late joiner finds none. `undefined` while
  * one is at it.
  */
-function publisherOf({ hosts }: Observed, known: readonly Known[], leaving: Leaving["leaving"]): string | undefined {
+function publisherOf(
+	{ hosts, workload }: Observed,
+	known: readonly Known[],
+	leaving: Leaving["leaving"],
+): string | undefined {
 	const candidates = [
 		...known
 			.filter(({ member, healthy, awaitsNetwork }) => member.role === "control-plane" && (healthy || awaitsNetwork))
 			.map(({ host }) => host),
-		...hosts.filter(({ metadata }) =>
-			leaving.some(
-				({ host, role, isDeadMember }) => host === metadata.name && role === "control-plane" && !isDeadMember,
-			),
+		// One whose role is gone already is told nothing any more.
+		...hosts.filter(
+			(host) =>
+				leaving.some((one) => one.host === host.metadata.name && one.role === "control-plane") &&
+				roleOf(host) !== undefined &&
+				workload?.apiServers.get(host.metadata.name)?.ready === true,
 		),
 	].filter(isConnected);
 	const isAtIt = candidates.some(

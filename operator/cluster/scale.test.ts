@@ -74,6 +74,22 @@ describe("control planes up and down", () => {
 		expect(site.nodes.has(old)).toBe(false);
 	});
 
+	it.each([
+		["the only one", ["h1"], ["h5"]],
+		["three for three others", ["h1", "h2", "h3"], ["h5", "h6", "h7"]],
+		["the only one for a worker", ["h1"], ["h4"]],
+	])("exchanges all of them after the certificates expired: %s", (_name, before, after) => {
+		const site = made(before, ["h5", "h6", "h7"]);
+		site.certificates = false;
+		settleWell(
+			site.edit({
+				controlPlane: { hosts: after },
+				workers: [{ name: "w", hosts: after.includes("h4") ? [] : ["h4"] }],
+			}),
+		);
+		expect([...site.etcd].toSorted()).toEqual(after);
+	});
+
 	it("takes a dead one out of etcd before its successor joins", () => {
 		const site = made(["h1", "h2", "h3"], ["h5"]);
 		site.powerOff("h3");

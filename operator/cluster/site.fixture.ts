@@ -13,8 +13,8 @@ const TICK_MS = 3000;
  * How properties are run: the same cases each time, so that what is red is what was changed. Who looks for faults that nobody
  * knows yet gives a number of cases of his own, `PROPERTY_RUNS=5000`, and gets other ones each time.
  */
-export const cases: { readonly numRuns: number; readonly seed?: number } =
-	process.env.PROPERTY_RUNS === undefined ? { numRuns: 150, seed: 1 } : { numRuns: Number(process.env.PROPERTY_RUNS) };
+export const cases = (numRuns: number): { readonly numRuns: number; readonly seed?: number } =>
+	process.env.PROPERTY_RUNS === undefined ? { numRuns, seed: 1 } : { numRuns: Number(process.env.PROPERTY_RUNS) };
 
 /**
  * A region in memory that does what a plan says, the way hosts, kubeadm and etcd would: roles take a few looks to be applied,
@@ -89,7 +89,7 @@ export class Site {
 							: {}),
 					};
 				}),
-				dnsReady: true,
+				dnsReady: asked.some((each) => (roleOf(each)?.parameters.addons as { coredns?: boolean }).coredns === true),
 				bootstrapToken: this.token,
 				certificates: this.certificates,
 				servingRequests: [],

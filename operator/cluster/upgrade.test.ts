@@ -307,7 +307,7 @@ const deed = fc.oneof(
 	fc.record({ kind: fc.constant("mend" as const) }),
 	fc.record({
 		kind: fc.constant("hosts" as const),
-		hosts: fc.constantFrom(["h1", "h2", "h3"], ["h1"], ["h2", "h3", "h4"], ["h4"]),
+		hosts: fc.constantFrom(["h1", "h2", "h3"], ["h1"], ["h2", "h3", "h4"], ["h4"], ["h1", "h2", "h3", "h4", "h5"]),
 	}),
 	fc.record({ kind: fc.constant("workers" as const), hosts: fc.constantFrom(["w1"], ["w1", "w2"], ["w2"], []) }),
 	// Workers become control planes, and the other way about.
@@ -317,6 +317,16 @@ const deed = fc.oneof(
 		workers: fc.constantFrom([], ["h4"], ["h4", "h5"]),
 	}),
 	fc.record({ kind: fc.constant("forget" as const) }),
+	fc.record({ kind: fc.constantFrom("hold" as const), host: fc.constantFrom("h1", "h2", "w1", "w2") }),
+	fc.record({
+		kind: fc.constantFrom(
+			"certificates" as const,
+			"removed" as const,
+			"allowed" as const,
+			"retry" as const,
+			"secret" as const,
+		),
+	}),
 	fc.record({
 		kind: fc.constantFrom("power off" as const, "power on" as const),
 		host: fc.constantFrom("h1", "h2", "h3", "w1", "w2"),
@@ -325,56 +335,61 @@ const deed = fc.oneof(
 
 it("from every state that edits, failures and a lost status lead to, it reaches Ready or a named stop, and never breaks quorum or skew", () => {
 	fc.assert(
-		fc.property(fc.array(fc.tuple(deed, fc.integer({ min: 0, max: 30 })), { maxLength: 6 }), (deeds) => {
-			const site = new Site(spec(["h1", "h2", "h3"], ["w1", "w2"]), [
-				"h1",
-				"h2",
-				"h3",
-				"h4",
-				"h5",
-				"w1",
-				"w2",
-			]).settle();
-			const look = () => {
-				const { etcdHasQuorum } = site;
-				site.step();
-				// Power that goes is nobody's fault; what is decided after that is.
-				if (etcdHasQuorum && site.etcd.size > 1)
-					expect(site.etcdHasQuorum, `etcd: ${site.etcdWell} of ${site.etcd.size}`).toBe(true);
-				expect(isKubeletNewer(site)).toBe(false);
-			};
-			const settle = (most: number) => {
-				for (let i = 0; i < most; i++) {
-					look();
-					if (site.last?.requeueAfter !== BUSY_MS && site.last?.actions.length === 0) break;
+		fc.property(
+			fc.array(fc.tuple(deed, fc.integer({ min: 0, max: 30 })), { maxLength: 6 }),
+			fc.integer({ min: 0, max: 60 }),
+			(deeds, start) => {
+				const site = new Site(spec(["h1", "h2", "h3"], ["w1", "w2"]), ["h1", "h2", "h3", "h4", "h5", "w1", "w2"]).run(
+					start,
+				);
+				const look = () => {
+					const { etcdHasQuorum } = site;
+					site.step();
+					// Power that goes is nobody's fault; what is decided after that is.
+					if (etcdHasQuorum && site.etcd.size > 1)
+						expect(site.etcdHasQuorum, `etcd: ${site.etcdWell} of ${site.etcd.size}`).toBe(true);
+					expect(isKubeletNewer(site)).toBe(false);
+				};
+				const settle = (most: number) => {
+					for (let i = 0; i < most; i++) {
+						look();
+						if (site.last?.requeueAfter !== BUSY_MS && site.last?.actions.length === 0) break;
+					}
+				};
+				for (const [what, looks] of deeds) {
+					if (what.kind === "version") site.edit({ version: what.version });
+					if (what.kind === "break") site.broken.add(`${what.host}@${what.version}`);
+					if (what.kind === "mend") site.broken.clear();
+					if (what.kind === "hosts") place(site, what.hosts, workersOf(site));
+					if (what.kind === "workers") place(site, site.cluster.spec.controlPlane.hosts ?? [], what.hosts);
+					if (what.kind === "turn") place(site, what.hosts, ["h1", "w1", ...what.workers]);
+					if (what.kind === "power off") site.powerOff(what.host);
+					if (what.kind === "power on") site.powerOn(what.host);
+					if (what.kind === "hold") site.held.add(what.host);
+					if (what.kind === "certificates") site.certificates = false;
+					if (what.kind === "removed") site.removedApis = ["batch/v1beta1/cronjobs"];
+					if (what.kind === "allowed") site.removedApis = [];
+					if (what.kind === "secret") site.joinSecret = false;
+					if (what.kind === "retry") site.annotate({ [RETRY]: new Date(site.now).toISOString() });
+					if (what.kind === "forget")
+						site.cluster = { ...site.cluster, status: { ...site.cluster.status, upgrade: undefined } };
+					for (let i = 0; i < looks; i++) look();
 				}
-			};
-			for (const [what, looks] of deeds) {
-				if (what.kind === "version") site.edit({ version: what.version });
-				if (what.kind === "break") site.broken.add(`${what.host}@${what.version}`);
-				if (what.kind === "mend") site.broken.clear();
-				if (what.kind === "hosts") place(site, what.hosts, workersOf(site));
-				if (what.kind === "workers") place(site, site.cluster.spec.controlPlane.hosts ?? [], what.hosts);
-				if (what.kind === "turn") place(site, what.hosts, ["h1", "w1", ...what.workers]);
-				if (what.kind === "power off") site.powerOff(what.host);
-				if (what.kind === "power on") site.powerOn(what.host);
-				if (what.kind === "forget")
-					site.cluster = { ...site.cluster, status: { ...site.cluster.status, upgrade: undefined } };
-				for (let i = 0; i < looks; i++) look();
-			}
-			settle(200);
-			for (const { metadata } of site.hosts) site.powerOn(metadata.name);
-			settle(200);
-			const { phase } = site.last?.status ?? {};
-			if (phase === "Ready") expect(all(site)).toEqual([site.cluster.spec.version]);
-			else expect(site.reason).toMatch(/^(UpgradeStopped|UpgradeBlocked|UpgradeWaiting|HostFailed)$/);
-			// What is broken no more ends well, whatever came before; a stop needs a person's word.
-			site.broken.clear();
-			site.cluster.metadata.annotations = { [RETRY]: new Date(site.now).toISOString() };
-			settle(300);
-			expect(site.last?.status.phase).toBe("Ready");
-			expect(all(site)).toEqual([site.cluster.spec.version]);
-		}),
-		cases,
+				settle(900);
+				for (const { metadata } of site.hosts) site.powerOn(metadata.name);
+				settle(900);
+				const { phase } = site.last?.status ?? {};
+				if (phase === "Ready") expect(all(site)).toEqual([site.cluster.spec.version]);
+				else expect(site.reason).toMatch(/^(UpgradeStopped|UpgradeBlocked|UpgradeWaiting|HostFailed)$/);
+				// What is broken no more ends well, whatever came before; a stop needs a person's word.
+				site.broken.clear();
+				site.removedApis = [];
+				site.cluster.metadata.annotations = { [RETRY]: new Date(site.now).toISOString() };
+				settle(900);
+				expect(site.last?.status.phase).toBe("Ready");
+				expect(all(site)).toEqual([site.cluster.spec.version]);
+			},
+		),
+		cases(75),
 	);
 }, 600_000);
