@@ -136,7 +136,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 
 	/** Opens a tunnel and resolves when another one is wanted: this one has ended or is about to, or `renew` was called. */
 	async #connectAndHold(signal: AbortSignal): Promise<Leaving> {
-		const { session, dialled } = (await this.#takeSpare()) ?? (await this.#open(signal, false));
+		const { session, dialled } = this.#takeSpare() ?? (await this.#open(signal, false));
 		this.#up(session, dialled);
 		const { promise, resolve } = Promise.withResolvers<Leaving>();
 		const onAbort = () => resolve("renew");
@@ -223,19 +223,14 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 		return goAway;
 	}
 
-	/** The spare tunnel to go on with where there is no other, if it still answers. */
-	async #takeSpare(): Promise<Tunnel | undefined> {
+	/** The spare tunnel to go on with where there is no other. It is over in a moment when it does not stand any more. */
+	#takeSpare(): Tunnel | undefined {
 		const spare = this.#spare;
 		if (spare === undefined || this.#session !== undefined) return undefined;
 		this.#spare = undefined;
-		const answer = spare.session.ping().then(
-			() => true,
-			() => false,
-		);
-		const stands = await Promise.race([answer, delay(SPARE_PROBE_MS, false, { ref: false })]);
-		if (stands && !spare.session.leaving) return spare;
-		spare.session.destroy();
-		return undefined;
+		if (spare.session.leaving) return undefined;
+		spare.session.probe(SPARE_PROBE_MS);
+		return spare;
 	}
 
 	/** Says HELLO and hears the gateway's. Where TLS was opened up on the way, each proves in it who it is. */

@@ -55,10 +55,12 @@ async function start({ ports, serverName, ca, hosts, pauseMs }: HostsOrder): Pro
 			onStream: (incoming) => incoming.refuse("ServiceNotAllowed", "a host of the bench has no services"),
 		});
 		link.on("up", (session) => {
-			opened.push(Date.now());
-			// As an agent does: it stays open as long as the tunnel.
+			// As an agent does: it stays open as long as the tunnel. The gateway has taken it when it is open.
 			session.open("control", { lane: "control" }).then(
-				(control) => void control.resume(),
+				(control) => {
+					opened.push(Date.now());
+					control.resume();
+				},
 				() => {},
 			);
 		});
