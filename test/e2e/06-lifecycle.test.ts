@@ -6,6 +6,7 @@ import { demo, eventually, withHosts } from "./support/demo.ts";
 
 const OLD = "v1.35.4";
 const NEW = "v1.36.3";
+const SNAPSHOTS = "/var/lib/groundplane/kubernetes/etcd";
 /** A patch of the site's own for kubeadm that fits the old version alone: the change to the new one fails. */
 const TRAP = "/etc/groundplane/kubernetes/patches/kube-apiserver0+json.json";
 const TRAPPED = JSON.stringify([
@@ -64,6 +65,15 @@ describe("a cluster's life", () => {
 		const { stdout } = await demo.clusterKubectl("demo", ["version", "-o", "json"]);
 		expect(JSON.parse(stdout).serverVersion.gitVersion).toBe(NEW);
 		expect((await cluster())?.status?.version).toBe(NEW);
+	});
+
+	it("has kept a whole snapshot of etcd from before each try, and tells when the last was taken", async () => {
+		const names = (await demo.lab.run("host-1", ["ls", SNAPSHOTS])).trim().split("\n");
+		const tries = ["the one that failed", "the one that went well"];
+		expect(names).toEqual(tries.map(() => expect.stringMatching(/^\d{4}-\d\d-\d\dT\d{6}Z-v1\.35\.4\.db$/)));
+		const host = await demo.get<Host>("host", "host-1", demo.namespace);
+		const taken = host?.status?.roles?.find(({ name }) => name === "kubernetes")?.outputs?.etcdSnapshot;
+		expect(taken?.replaceAll(":", "")).toBe(names.at(-1)?.replace(`-${OLD}.db`, ""));
 	});
 
 	it("ends although a host is dead, tells what is left on it, and that goes when the host is back", async () => {
