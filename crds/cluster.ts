@@ -146,7 +146,10 @@ export const clusterSpec = z
 			.describe("Whether ordinary pods may run on control-plane nodes."),
 		addons: z
 			.object({
-				coredns: z.boolean().default(true).describe("CoreDNS: names of services and pods."),
+				coredns: z
+					.boolean()
+					.default(true)
+					.describe("CoreDNS: names of services and pods. Switched off, it takes its configuration with it."),
 				kubeProxy: z.boolean().default(true).describe("kube-proxy: addresses of services on every node, by nftables."),
 				metricsServer: z
 					.boolean()
@@ -215,7 +218,7 @@ export const clusterSpec = z
 			})
 			.prefault({})
 			.describe(
-				"Add-ons of the release, at its versions: they change with the cluster, and each can be switched on and off at any time but the first two. One that is off leaves its place to your own.",
+				"Add-ons of the release, at its versions: they change with the cluster, and each can be switched on and off at any time but kube-proxy. One that is off leaves its place to your own.",
 			),
 		upgradePolicy: z
 			.object({

@@ -4,6 +4,7 @@ import { balancer } from "./balancer.ts";
 import { binary } from "./binary.ts";
 import { clientCertificate } from "./client-certificate.ts";
 import { command } from "./command.ts";
+import { coreDns } from "./core-dns.ts";
 import { directory } from "./directory.ts";
 import { etcdMembers } from "./etcd-members.ts";
 import { file } from "./file.ts";
@@ -34,6 +35,7 @@ export const primitives: Readonly<Record<string, Primitive>> = {
 	"adopted-access": adoptedAccess,
 	"adopted-node": adoptedNode,
 	"client-certificate": clientCertificate,
+	"core-dns": coreDns,
 	"etcd-members": etcdMembers,
 	"kernel-module": kernelModule,
 } as unknown as Readonly<Record<string, Primitive>>;

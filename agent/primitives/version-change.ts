@@ -2,6 +2,7 @@ import { mkdir, readFile, readlink, rename, rm } from "node:fs/promises";
 import { get } from "node:http";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { parse } from "yaml";
 import { z } from "zod";
 import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { compareVersions, minorsBetween } from "../../protocol/versions.ts";
@@ -430,7 +431,7 @@ async function changeControlPlane(
 	// CoreDNS has no way back in kubeadm; see below.
 	const done = ["preflight", "control-plane", "kubelet-config", ...(down ? ["addon/coredns"] : [])];
 	await kubeadmUpgrade(leads ? "apply" : "node", done, node, context);
-	if (down && leads) await setCoreDns(node, context);
+	if (down && leads && !isCoreDnsOff(cluster)) await setCoreDns(node, context);
 }
 
 /** Runs phases of `kubeadm upgrade`: all but those that are named. Its preflight never: its checks are ours already, but for a pod that it starts anywhere from an image that only upgraded nodes have. */
@@ -501,6 +502,10 @@ async function setCoreDns({ coreDns }: VersionedNode, { exec, signal }: StepCont
 	if (names.stdout.split("\n").includes("deployment.apps/coredns"))
 		await exec("kubectl", kubectl("set", "image", "deployment/coredns", `coredns=${coreDns}`), { signal });
 }
+
+/** Whether kubeadm leaves the cluster's DNS to others (`dns.disabled` of its ClusterConfiguration). */
+export const isCoreDnsOff = (cluster: string): boolean =>
+	(parse(cluster) as { dns?: { disabled?: boolean } } | null)?.dns?.disabled === true;
 
 /** kubeadm keeps a copy of etcd's data and of its files for every try, for ever; ours are bounded, and whole. */
 async function clearKubeadmBackups(): Promise<void> {

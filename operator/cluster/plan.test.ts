@@ -34,6 +34,14 @@ describe("making a cluster", () => {
 		expect(JSON.stringify(site.hosts)).not.toContain("bootstrapToken");
 	});
 
+	it.each([true, false])("is Ready with CoreDNS %s, and when that is changed later", (coredns) => {
+		const site = new Site({ ...oneAndTwo, addons: { coredns } }, ["h1", "h2", "h3"]).settle();
+		expect(site.reason).toBe("AllNodesReady");
+		site.edit({ addons: { coredns: !coredns } }).settle();
+		expect(site.reason).toBe("AllNodesReady");
+		expect(site.host("h1").spec.roles[0]?.parameters).toMatchObject({ addons: { coredns: !coredns } });
+	});
+
 	it("has nothing to do once it is done", () => {
 		const site = new Site(oneAndTwo, ["h1", "h2", "h3"]).run(20);
 		expect(plan(site.observed).actions).toEqual([]);

@@ -89,7 +89,9 @@ export class Site {
 							: {}),
 					};
 				}),
-				dnsReady: asked.some((each) => (roleOf(each)?.parameters.addons as { coredns?: boolean }).coredns === true),
+				dnsReady: asked.some(
+					(each) => (roleOf(each)?.parameters.addons as { coredns?: boolean } | undefined)?.coredns === true,
+				),
 				bootstrapToken: this.token,
 				certificates: this.certificates,
 				servingRequests: [],

@@ -184,8 +184,8 @@ describe("role pack kubernetes", () => {
 		}
 		const selector = (on: boolean) =>
 			(want(steps("init", on), "addons-off") as { run: string[] }).run.find((one) => one.startsWith("--selector"));
-		expect(selector(true)).toMatch(/notin \(none,sriov\)$/);
-		expect(selector(false)).toMatch(/notin \(none\)$/);
+		expect(selector(true)).toMatch(/notin \(none,coredns,sriov\)$/);
+		expect(selector(false)).toMatch(/notin \(none,coredns\)$/);
 		expect(() => rendered({ addons: { sriov: true } })).toThrow(/imports\/sriov.yaml is missing/);
 	});
 
@@ -253,14 +253,32 @@ describe("role pack kubernetes", () => {
 		expect(kinds).not.toContain("persistentvolumeclaims");
 		expect(kinds).not.toContain("namespaces");
 		expect(argument(on, "--selector")).toBe(
-			"--selector=groundplane.io/addon,groundplane.io/addon notin (none,metrics-server,local-path-storage,node-exporter,prometheus)",
+			"--selector=groundplane.io/addon,groundplane.io/addon notin (none,coredns,metrics-server,local-path-storage,node-exporter,prometheus)",
 		);
 		expect(argument(rendered({ addons: { nodeExporter: true } }).steps, "--selector")).toBe(
-			"--selector=groundplane.io/addon,groundplane.io/addon notin (none,node-exporter)",
+			"--selector=groundplane.io/addon,groundplane.io/addon notin (none,coredns,node-exporter)",
 		);
 		expect(argument(rendered().steps, "--selector")).toBe(
-			"--selector=groundplane.io/addon,groundplane.io/addon notin (none)",
+			"--selector=groundplane.io/addon,groundplane.io/addon notin (none,coredns)",
 		);
+	});
+
+	it("leaves CoreDNS to kubeadm when the cluster is made, and sees to it on every control plane from then on", () => {
+		for (const coredns of [true, false])
+			for (const mode of ["init", "join-control-plane"] as const) {
+				const { steps } = rendered({ mode, addons: { coredns } });
+				expect(want(steps, "core-dns")).toMatchObject({
+					wanted: coredns,
+					nodeName: "host-1",
+					nodeAddress: "10.0.0.11",
+				});
+				const skips = coredns || mode !== "init" ? [] : ["addon/coredns"];
+				expect(want(steps, "node")).toMatchObject({ skipPhases: skips });
+				const { run } = want(steps, "addons-off") as { run: string[] };
+				expect(run.some((one) => one.includes("notin (none,coredns)"))).toBe(coredns);
+			}
+		for (const mode of ["join-worker", "server"] as const)
+			expect(step(rendered({ mode }).steps, "core-dns")).toBeUndefined();
 	});
 
 	it("has metrics-server trust kubelets by the cluster's CA", () => {
