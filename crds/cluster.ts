@@ -138,7 +138,7 @@ export const clusterSpec = z
 			.max(253)
 			.optional()
 			.describe(
-				"Address of the API server for clients at the site (a name or a virtual IP that the site provides). Not needed for access through the region.",
+				"Address of the API server for clients at the site (a name or a virtual IP that the site provides). Not needed for access through the region. Decided when the cluster is made.",
 			),
 		controlPlaneSchedulable: z
 			.boolean()
@@ -150,7 +150,17 @@ export const clusterSpec = z
 					.boolean()
 					.default(true)
 					.describe("CoreDNS: names of services and pods. Switched off, it takes its configuration with it."),
-				kubeProxy: z.boolean().default(true).describe("kube-proxy: addresses of services on every node, by nftables."),
+				kubeProxy: z
+					.boolean()
+					.default(true)
+					.meta(
+						cel({
+							rule: "self == oldSelf",
+							message:
+								"whether a cluster has kube-proxy is decided when it is made: what it, or the plugin in its place, has written in the kernels of running nodes would stay there beside the other's",
+						}),
+					)
+					.describe("kube-proxy: addresses of services on every node, by nftables. Decided when the cluster is made."),
 				metricsServer: z
 					.boolean()
 					.default(false)
@@ -245,6 +255,10 @@ export const clusterSpec = z
 			{
 				rule: "!has(self.workers) || self.workers.all(a, self.workers.all(b, a.name == b.name || !has(a.hosts) || !has(b.hosts) || a.hosts.all(h, !(h in b.hosts))))",
 				message: "a host is named twice: in two worker pools",
+			},
+			{
+				rule: "has(self.endpoint) == has(oldSelf.endpoint) && (!has(self.endpoint) || self.endpoint == oldSelf.endpoint)",
+				message: "the endpoint of a cluster is decided when it is made: the certificates of its API servers bear it",
 			},
 			{
 				rule: "!self.adopt || (self.network.cni == 'none' && !has(self.endpoint))",

@@ -88,6 +88,26 @@ describe("custom resource definitions", () => {
 		});
 	});
 
+	it("keep what is decided when a cluster is made: kube-proxy and the endpoint; CoreDNS comes and goes", async () => {
+		const create = (name: string, spec: object) =>
+			api.client.create(clusters, {
+				metadata: { name, namespace: "default" },
+				spec: { version: "v1.36.3", controlPlane: { hosts: ["host-1"] }, ...spec },
+			} as never);
+		const { metadata } = await create("decided", { endpoint: "k8s.example.com" });
+		const bare = await create("without-endpoint", {});
+		const to = (of: { name: string }, spec: object) => api.client.patch(clusters, of, { spec });
+		await expect(to(metadata, { addons: { kubeProxy: false } })).rejects.toThrow("decided when it is made");
+		for (const endpoint of ["other.example.com", null])
+			await expect(to(metadata, { endpoint })).rejects.toThrow("the endpoint of a cluster is decided");
+		await expect(to(bare.metadata, { endpoint: "k8s.example.com" })).rejects.toThrow("the endpoint of a cluster");
+		for (const coredns of [false, true])
+			expect((await to(metadata, { addons: { coredns } })).spec).toMatchObject({
+				addons: { coredns, kubeProxy: true },
+				endpoint: "k8s.example.com",
+			});
+	});
+
 	it("let a cluster's version go one minor up or down at a time", async () => {
 		const { metadata } = await api.client.create(clusters, {
 			metadata: { name: "rolling", namespace: "default" },
