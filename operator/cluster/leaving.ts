@@ -18,6 +18,9 @@ import type { Action, MemberStatus, Observed } from "./state.ts";
 /** A host that is no longer named and has been out of reach for this long is not waited for: it cleans itself when it is back. */
 const GONE_MS = 60_000;
 
+/** kubeadm marks the Nodes of control planes with it. */
+const CONTROL_PLANE_LABEL = "node-role.kubernetes.io/control-plane";
+
 const TAKEN_OUT = "Not connected: another control plane takes it out of etcd.";
 
 export interface Leaving {
@@ -138,15 +141,25 @@ export function planLeaving(
 	return { actions, leaving };
 }
 
-/** Control planes that are no longer named and whose Host was deleted: etcd still counts them. */
+/**
+ * Control planes whose Host was deleted by force, and that are no longer named, or enrolled anew under their name: etcd still
+ * counts them. The Node tells of one whose place in the status is already that of the host to come.
+ */
 const ghosts = (
-	{ cluster, hosts }: Observed,
+	{ cluster, hosts, workload }: Observed,
 	known: readonly Known[],
 	names: ReadonlySet<string>,
 ): readonly LeavingMember[] =>
 	(cluster.status?.members ?? [])
-		.filter(({ host, role, phase }) => role === "control-plane" && phase !== "Waiting" && !names.has(host))
-		.filter(({ host }) => !hosts.some(({ metadata }) => metadata.name === host) && !isRemovedFromEtcd(known, host))
+		.filter(({ host }) => !names.has(host) && !isRemovedFromEtcd(known, host))
+		.filter(({ host: name, role, phase }) => {
+			const host = hosts.find(({ metadata }) => metadata.name === name);
+			const node = workload?.nodes.find((one) => one.name === name);
+			const hasNode = node !== undefined && CONTROL_PLANE_LABEL in node.labels;
+			if (host === undefined) return hasNode || (role === "control-plane" && phase !== "Waiting");
+			// One that left in the ordinary way took itself out.
+			return hasNode && phase !== "Leaving" && !belongs(host, cluster);
+		})
 		.map(({ host }) => ({
 			host,
 			role: "control-plane",

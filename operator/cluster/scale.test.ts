@@ -134,6 +134,30 @@ describe("control planes up and down", () => {
 		expect(site.nodes.has("h2")).toBe(false);
 	});
 
+	it.each([
+		["is named no longer", ["h1", "h3", "h5"]],
+		["is enrolled anew under its name", ["h1", "h2", "h3"]],
+	])("takes one out of etcd whose Host was deleted by force some time before it %s", (_name, after) => {
+		const site = made(["h1", "h2", "h3"], ["h5"]);
+		site.hosts = site.hosts.filter(({ metadata }) => metadata.name !== "h2");
+		site.run(10);
+		expect(site.etcd.has("h2")).toBe(true);
+		if (after.includes("h2")) site.hosts.push(host("h2", 8));
+		site.edit({ controlPlane: { hosts: after } });
+		site.history.length = 0;
+		let wasTakenOut = false;
+		for (let i = 0; i < 200 && (i === 0 || site.last?.status.phase !== "Ready"); i++) {
+			site.step();
+			wasTakenOut ||= !site.etcd.has("h2");
+			// Beside its dead member the new one would be a fourth.
+			if (site.history.includes("applyRole h2@v1.36.3")) expect(wasTakenOut).toBe(true);
+			expect(site.etcdHasQuorum).toBe(true);
+		}
+		expect([...site.etcd].toSorted()).toEqual(after);
+		expect(site.cluster.status).toMatchObject({ phase: "Ready", ready: "4/4" });
+		expect(site.hosts.some((each) => roleOf(each)?.parameters.formerControlPlanes !== undefined)).toBe(false);
+	});
+
 	it("lets workers leave, drained, before they join again as control planes, one at a time", () => {
 		const site = made(["h1"], ["h5"]);
 		settleWell(site.edit({ workers: [{ name: "w", hosts: ["h4", "h5"] }] }));

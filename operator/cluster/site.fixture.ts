@@ -313,7 +313,8 @@ export class Site {
 				},
 			},
 		];
-		const node = this.nodes.get(name) ?? { name, labels: {}, taints: [], unschedulable: false, pods: 2 };
+		const labels = isControlPlane ? { "node-role.kubernetes.io/control-plane": "" } : {};
+		const node = this.nodes.get(name) ?? { name, labels, taints: [], unschedulable: false, pods: 2 };
 		const { plugin } = this;
 		this.nodes.set(name, { ...node, ready: plugin, networkMissing: !plugin, version: wanted.version });
 	}
