@@ -300,6 +300,7 @@ export const clusterStatus = z.object({
 			from: z.string().describe("Version that the cluster had."),
 			to: z.string().describe("Version that it is brought to."),
 			since: timestamp.describe("When it began."),
+			notes: z.array(z.string()).optional().describe("What was to be known before it began."),
 			finished: timestamp.optional().describe("When all hosts had the version."),
 			hosts: z
 				.array(

@@ -75,11 +75,17 @@ Examples:
   gp cluster upgrade shop v1.36.3 --dry-run
   gp cluster upgrade shop v1.36.3 --wait`;
 
-async function planOf(session: Session, cluster: Cluster, version: string): Promise<UpgradePlan> {
+/** What the region would do, and what stands in its way, as far as the person who asks may look. */
+export async function planOf(session: Pick<Session, "call">, cluster: Cluster, version: string): Promise<UpgradePlan> {
 	const { name } = cluster.metadata;
+	const from = cluster.status?.version ?? cluster.spec.version;
+	const { releases, notes: unknown } = await askRegion(session);
+	const etcdOf = (of: string) => releases.find((release) => release.version === of)?.components?.etcd;
+	const etcd = { from: etcdOf(from), to: etcdOf(version) };
 	const { items: hosts } = await session.call<{ items: Host[] }>("GET", "/api/v1/hosts");
-	const inside = await askCluster(session, name, version);
 	const members = cluster.status?.members ?? [];
+	const controlPlanes = members.filter(({ role }) => role === "control-plane").length;
+	const inside = await askCluster(session, { name, controlPlanes }, version);
 	const candidates = members.map(({ host, version: runs, phase }) => ({
 		host,
 		versions: runs === undefined ? [] : [runs],
@@ -89,13 +95,26 @@ async function planOf(session: Session, cluster: Cluster, version: string): Prom
 	const steps = stepsOf(cluster, version);
 	return {
 		cluster: name,
-		from: cluster.status?.version ?? cluster.spec.version,
+		from,
 		to: version,
 		steps,
 		findings: cluster.spec.adopt
 			? ["The region does not change the version of an adopted cluster: run kubeadm upgrade on its hosts."]
-			: preflight(cluster, { target: version, versions: [], removedApis: inside.removedApis }, candidates),
-		notes: [...notesOf(cluster, inside.blockedBudgets), ...inside.notes],
+			: preflight(
+					cluster,
+					{ target: version, versions: releases.map((one) => one.version), removedApis: inside.removedApis },
+					candidates,
+				),
+		notes: [
+			...notesOf(cluster, {
+				from,
+				to: version,
+				blocking: inside.blockedBudgets,
+				...(etcd.from && etcd.to ? { etcd: { from: etcd.from, to: etcd.to } } : {}),
+			}),
+			...inside.notes,
+			...unknown,
+		],
 		seconds: steps.reduce((sum, { seconds }) => sum + seconds, 0),
 	};
 }
@@ -118,10 +137,29 @@ export function stepsOf({ spec, status }: Cluster, version: string): UpgradePlan
 	return steps;
 }
 
+interface Release {
+	readonly name: string;
+	readonly version: string;
+	readonly components?: Readonly<Record<string, string>>;
+}
+
+/** Releases of Kubernetes that the region offers. */
+async function askRegion(session: Pick<Session, "call">): Promise<{ releases: Release[]; notes: string[] }> {
+	try {
+		const { items } = await session.call<{ items: Release[] }>("GET", "/artifacts/v1/bundles");
+		return { releases: items.filter(({ name }) => name === "kubernetes"), notes: [] };
+	} catch (error) {
+		if (!(error instanceof GroundplaneError)) throw error;
+		const why = asGroundplaneError(error).message;
+		const note = `Which versions are offered could not be looked at (${why}). The region looks before it begins.`;
+		return { releases: [], notes: [note] };
+	}
+}
+
 /** What the cluster's own API tells, through the region, with the rights of the person who asks. */
 async function askCluster(
-	session: Session,
-	name: string,
+	session: Pick<Session, "call">,
+	{ name, controlPlanes }: { name: string; controlPlanes: number },
 	version: string,
 ): Promise<{ removedApis: string[]; blockedBudgets: string[]; notes: string[] }> {
 	const base = `/k8s/clusters/${encodeURIComponent(name)}`;
@@ -129,7 +167,12 @@ async function askCluster(
 		const metrics = await session.call<string>("GET", `${base}/metrics`);
 		const { items } = await session.call<{ items: Budget[] }>("GET", `${base}/apis/policy/v1/poddisruptionbudgets`);
 		const blocked = items.filter(allowsNone).map(({ metadata }) => `${metadata.namespace}/${metadata.name}`);
-		return { removedApis: removedApis(metrics, version), blockedBudgets: blocked, notes: [] };
+		const note = `Each API server counts for itself which APIs are used, and one of ${controlPlanes} was asked. The region asks all before it begins.`;
+		return {
+			removedApis: removedApis([metrics], version),
+			blockedBudgets: blocked,
+			notes: controlPlanes > 1 ? [note] : [],
+		};
 	} catch (error) {
 		if (!(error instanceof GroundplaneError)) throw error;
 		const why = asGroundplaneError(error).message;

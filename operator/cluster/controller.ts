@@ -167,8 +167,9 @@ class ClusterReconciler {
 		const workload = best?.client as KubeClient;
 		try {
 			const state = await observeWorkload(workload, { tokenId: tokenOf(secret)?.split(".")[0], signal });
+			const answering = asked.filter(({ ready }) => ready).map(({ client }) => client);
 			const preflight = needsPreflight(base)
-				? await observePreflight(workload, cluster.spec.version, signal)
+				? await observePreflight(workload, answering, cluster.spec.version, signal)
 				: undefined;
 			const apiServers = new Map(
 				asked.map(({ host, ready, message }) => [host, { ready, ...(message === undefined ? {} : { message }) }]),
@@ -271,6 +272,8 @@ class ClusterReconciler {
 		) {
 			events.event(clusters, cluster, "Normal", "Progress", step);
 		}
+		if (status.upgrade?.since !== before?.upgrade?.since)
+			for (const note of status.upgrade?.notes ?? []) events.event(clusters, cluster, "Normal", "UpgradeNote", note);
 		const placement = getCondition(status.conditions, PLACEMENT);
 		if (placement?.status === "False" && getCondition(before?.conditions, PLACEMENT)?.message !== placement.message)
 			events.event(clusters, cluster, "Warning", placement.reason, placement.message);

@@ -49,19 +49,51 @@ export function preflight(
 	return findings;
 }
 
-/** What does not keep a version from being rolled out, and should be known: budgets that will make drains wait. */
-export function notesOf({ spec }: Pick<Cluster, "spec">, blocking: readonly string[]): string[] {
-	if (blocking.length === 0) return [];
-	const minutes = Math.round(durationMs(spec.upgradePolicy.drainTimeout) / 60_000);
-	return [
-		`PodDisruptionBudgets that allow no eviction now: ${blocking.join(", ")}. Where their pods run a drain waits; after ${minutes} min (upgradePolicy.drainTimeout) they are deleted all the same.`,
-	];
+/**
+ * What does not keep a version from being rolled out, and should be known before: budgets that will make drains wait, and what the
+ * way back will not restore.
+ *
+ * @param change `etcd`: its version before and after, where the releases are at hand.
+ */
+export function notesOf(
+	{ spec }: Pick<Cluster, "spec">,
+	{
+		from,
+		to,
+		blocking,
+		etcd,
+	}: { from: string; to: string; blocking: readonly string[]; etcd?: { from: string; to: string } },
+): string[] {
+	const notes: string[] = [];
+	if (blocking.length > 0) {
+		const minutes = Math.round(durationMs(spec.upgradePolicy.drainTimeout) / 60_000);
+		notes.push(
+			`PodDisruptionBudgets that allow no eviction now: ${blocking.join(", ")}. Where their pods run a drain waits; after ${minutes} min (upgradePolicy.drainTimeout) they are deleted all the same.`,
+		);
+	}
+	if (minorsBetween(from, to) === 0) return notes;
+	const [older, newer] = [from, to].sort(compareVersions).map(minorOf);
+	notes.push(
+		compareVersions(to, from) > 0
+			? `The way back to ${older} stays open, but it loses something: objects of APIs, and fields, that only ${newer} has can't be seen or written there. Use none of them until you are sure to stay.`
+			: `Objects of APIs, and fields, that only ${newer} has can't be seen or written on ${older}: if there are any, move them first.`,
+	);
+	if (compareVersions(to, from) > 0 && (etcd === undefined || minorsBetween(etcd.from, etcd.to) > 0))
+		notes.push(
+			`${etcd === undefined ? "Should the release bring a newer minor of etcd, it" : `etcd changes from ${etcd.from} to ${etcd.to} and`} stays there on the way back, since the older one can't read its data; older API servers use it as well.`,
+		);
+	return notes;
 }
 
-/** APIs that were asked for since the API server started and that a version no longer has (`apiserver_requested_deprecated_apis`). */
-export function removedApis(metrics: string, version: string): string[] {
+const minorOf = (version: string): string => version.split(".").slice(0, 2).join(".");
+
+/**
+ * APIs that were asked for since the API servers started and that a version no longer has (`apiserver_requested_deprecated_apis`).
+ * Each API server counts its own clients.
+ */
+export function removedApis(metrics: readonly string[], version: string): string[] {
 	const found = new Set<string>();
-	for (const [, labels = ""] of metrics.matchAll(/^apiserver_requested_deprecated_apis\{([^}]*)\} 1$/gm)) {
+	for (const [, labels = ""] of metrics.join("\n").matchAll(/^apiserver_requested_deprecated_apis\{([^}]*)\} 1$/gm)) {
 		const label = (name: string) => new RegExp(`(?:^|,)${name}="([^"]*)"`).exec(labels)?.[1] ?? "";
 		const removed = label("removed_release");
 		if (removed === "" || compareVersions(`v${removed}.0`, version) > 0) continue;

@@ -33,6 +33,7 @@ export class Site {
 	versions = ["v1.35.4", "v1.36.3"];
 	extras: Extras;
 	removedApis: string[] = [];
+	blockedBudgets: string[] = [];
 	joinSecret = false;
 	token = false;
 	certificates = true;
@@ -96,7 +97,7 @@ export class Site {
 				certificates: this.certificates,
 				servingRequests: [],
 				apiServers,
-				preflight: { removedApis: this.removedApis, blockedBudgets: [] },
+				preflight: { removedApis: this.removedApis, blockedBudgets: this.blockedBudgets },
 			},
 		};
 	}

@@ -276,6 +276,20 @@ describe("preflight", () => {
 		expect(site.message).toMatch(message);
 	});
 
+	it("notes what keeps it from nothing: budgets that hold drains up, and what the way back will not restore", () => {
+		const site = threeAndTwo();
+		site.blockedBudgets = ["shop/never"];
+		site.edit({ version: NEW }).run(1);
+		const expected = [
+			expect.stringContaining("shop/never"),
+			expect.stringContaining("way back to v1.35"),
+			expect.stringContaining("etcd"),
+		];
+		expect(site.cluster.status?.upgrade?.notes).toEqual(expected);
+		site.blockedBudgets = [];
+		expect(site.settle().cluster.status?.upgrade?.notes).toEqual(expected);
+	});
+
 	it("goes by once what stood in the way is gone", () => {
 		const site = threeAndTwo();
 		site.removedApis = ["batch/v1beta1/cronjobs"];

@@ -3,7 +3,7 @@ import { compareVersions } from "../../protocol/versions.ts";
 import { drainAction, drainMessage } from "./drain.ts";
 import { lacking } from "./extras.ts";
 import { isConnected, isUpToDate, type Known, reportOf } from "./members.ts";
-import { preflight } from "./preflight.ts";
+import { notesOf, preflight } from "./preflight.ts";
 import type { Action, Observed, Progress, UpgradeStatus } from "./state.ts";
 import { usualSeconds } from "./usual.ts";
 
@@ -96,11 +96,17 @@ export function planRoll(observed: Observed, known: readonly Known[], busy: bool
 	}
 	const inFlight = new Set(underWay().map(({ host }) => host));
 	const began = entries.size > 0;
+	const isAnew = before === undefined || startsAnew(before, target);
+	const from = isAnew ? lowest(known) : before.from;
+	const notes = isAnew
+		? notesOf(cluster, { from, to: target, blocking: workload?.preflight?.blockedBudgets ?? [] })
+		: (before.notes ?? []);
 	const status: UpgradeStatus | undefined = began
 		? {
-				from: startsAnew(before, target) || before === undefined ? lowest(known) : before.from,
+				from,
 				to: target,
-				since: startsAnew(before, target) || before === undefined ? iso(now) : before.since,
+				since: isAnew ? iso(now) : before.since,
+				...(notes.length === 0 ? {} : { notes }),
 				hosts: [...entries.values()],
 				...(inFlight.size === 0 && queue.length === 0 ? { finished: iso(now) } : {}),
 				...(stopped === undefined ? {} : { stopped }),
@@ -139,6 +145,7 @@ const idle = (before: UpgradeStatus | undefined, now: number): Roll => {
 					from: before.from,
 					to: before.to,
 					since: before.since,
+					...(before.notes === undefined ? {} : { notes: before.notes }),
 					// One that left the cluster in the middle of its turn has none when it comes back.
 					hosts: before.hosts.filter(({ finished }) => finished !== undefined),
 					finished: iso(now),

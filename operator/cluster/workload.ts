@@ -74,17 +74,29 @@ export async function askApiServer(
 /** What speaks against another version: APIs in use that it removes, and budgets that allow no eviction now. */
 export async function observePreflight(
 	client: KubeClient,
+	apiServers: readonly Pick<KubeClient, "requestText">[],
 	version: string,
 	signal: AbortSignal,
 ): Promise<NonNullable<WorkloadState["preflight"]>> {
-	const [metrics, blocking] = await Promise.all([
-		client.requestText("GET", "/metrics", { signal, headers: { accept: "text/plain" } }),
-		blockedBudgets(client, signal),
-	]);
+	const [metrics, blocking] = await Promise.all([metricsOf(apiServers, signal), blockedBudgets(client, signal)]);
 	return {
 		removedApis: removedApis(metrics, version),
 		blockedBudgets: blocking.map(({ metadata }) => `${metadata.namespace}/${metadata.name}`),
 	};
+}
+
+/** Metrics of all that give theirs: who lost its API server meanwhile is not waited for. */
+export async function metricsOf(
+	apiServers: readonly Pick<KubeClient, "requestText">[],
+	signal: AbortSignal,
+): Promise<string[]> {
+	const answers = await Promise.allSettled(
+		apiServers.map((client) => client.requestText("GET", "/metrics", { signal, headers: { accept: "text/plain" } })),
+	);
+	const texts = answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+	const refused = answers.find((answer) => answer.status === "rejected");
+	if (texts.length === 0 && refused !== undefined) throw refused.reason;
+	return texts;
 }
 
 /** How a kubelet says that the container runtime has no network plugin (condition `NetworkReady` of the CRI). */
