@@ -378,7 +378,11 @@ export const clusterCrd: CrdDefinition = {
 		{ name: "Ready", type: "string", jsonPath: ".status.ready" },
 		{ name: "Step", type: "string", jsonPath: ".status.progress.step" },
 		{ name: "Host", type: "string", jsonPath: ".status.progress.host" },
+		{ name: "Since", type: "date", jsonPath: ".status.progress.since" },
+		{ name: "Usual", type: "string", jsonPath: ".status.progress.usual" },
+		{ name: "Next", type: "string", jsonPath: ".status.progress.next" },
 		{ name: "Age", type: "date", jsonPath: ".metadata.creationTimestamp" },
+		{ name: "Detail", type: "string", jsonPath: ".status.progress.detail", priority: 1 },
 		{ name: "Message", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].message", priority: 1 },
 	],
 };

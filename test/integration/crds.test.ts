@@ -143,6 +143,23 @@ describe("custom resource definitions", () => {
 		expect(table.columnDefinitions.map(({ name }) => name)).toEqual(
 			expect.arrayContaining(["Name", "Customer", "Domain", "Phase", "Release", "Hosts", "Clusters", "Age"]),
 		);
+		const { columnDefinitions } = await api.client.request<{ columnDefinitions: { name: string; priority: number }[] }>(
+			"GET",
+			collectionPath(clusters),
+			{ headers: { accept: "application/json;as=Table;v=v1;g=meta.k8s.io" } },
+		);
+		expect(columnDefinitions.filter(({ priority }) => priority === 0).map(({ name }) => name)).toEqual([
+			"Name",
+			"Phase",
+			"Version",
+			"Ready",
+			"Step",
+			"Host",
+			"Since",
+			"Usual",
+			"Next",
+			"Age",
+		]);
 		const { resources } = await api.client.request<{ resources: { name: string; categories?: string[] }[] }>(
 			"GET",
 			`/apis/${GROUP_VERSION}`,
