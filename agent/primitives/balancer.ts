@@ -1,4 +1,4 @@
-import { request } from "node:https";
+import { Agent, request } from "node:https";
 import { z } from "zod";
 import type { Primitive, StepContext } from "./primitive.ts";
 
@@ -14,10 +14,26 @@ type Want = z.output<typeof balancerWant>;
 const balancerMemory = z.object({ address: z.string(), table: z.string() });
 
 /**
- * What the last apply found to answer, by table. The look that follows it, and none after that, takes it for granted however long
- * a busy host took to get there: an API server that came or went in between is nothing that works against the step.
+ * What was last found to answer, by table, for what follows at once. The look after an apply, and none after that, takes it for
+ * granted however long a busy host took to get there: an API server that came or went in between is nothing that works against
+ * the step. An apply after a look does, so that a lost API server is waited for once.
  */
-const lastFound = new Map<string, { readonly of: string; readonly backends: readonly string[] }>();
+const lastFound = new Map<
+	string,
+	{ readonly of: string; readonly by: "look" | "apply"; readonly backends: string[] }
+>();
+
+function keep({ table, backends: of }: Want, by: "look" | "apply", backends: string[]): void {
+	lastFound.set(table, { of: of.join(), by, backends });
+}
+function take({ table, backends }: Want, by: "look" | "apply"): string[] | undefined {
+	const found = lastFound.get(table);
+	lastFound.delete(table);
+	return found?.by === by && found.of === backends.join() ? found.backends : undefined;
+}
+
+/** Keeps TLS sessions and no connections: a host looks every few seconds, and a whole handshake each time would cost API servers of many hosts dear. */
+const tlsSessions = new Agent({ keepAlive: false });
 
 /**
  * A load balancer in the kernel: an nftables DNAT from a virtual address to the backends that answer. When
@@ -33,19 +49,19 @@ export const balancer: Primitive<Want, z.output<typeof balancerMemory>> = {
 		if (!stdout.includes(` ${want.address}/32 `)) return { ok: false, why: `${want.address} is not on lo` };
 		const installed = await installedBackends(want, context);
 		if (installed === undefined) return { ok: false, why: `nftables table ${want.table} is missing` };
-		const found = lastFound.get(want.table);
-		lastFound.delete(want.table);
-		const wanted = found?.of === want.backends.join() ? found.backends : await wantedBackends(want);
-		if (installed.join() !== wanted.join())
+		const wanted = take(want, "apply") ?? (await wantedBackends(want));
+		if (installed.join() !== wanted.join()) {
+			keep(want, "look", wanted);
 			return { ok: false, why: `it leads to ${installed.join(", ")} and should lead to ${wanted.join(", ")}` };
+		}
 		return { ok: true };
 	},
 	remember: async ({ address, table }) => ({ address, table }),
 	async apply(want, { exec, signal }) {
 		await exec("ip", ["address", "replace", `${want.address}/32`, "dev", "lo"], { signal });
-		const backends = await wantedBackends(want);
+		const backends = take(want, "look") ?? (await wantedBackends(want));
 		await exec("nft", ["--file", "-"], { signal, input: ruleset({ ...want, backends }) });
-		lastFound.set(want.table, { of: want.backends.join(), backends });
+		keep(want, "apply", backends);
 	},
 	async undo({ address, table }, { exec, signal }) {
 		await exec("nft", ["delete", "table", "ip", table], { signal, codes: true });
@@ -107,7 +123,14 @@ export async function readyAmong(hosts: readonly string[], port: number): Promis
 function stateOf(host: string, port: number): Promise<"ready" | "answers" | "silent"> {
 	return new Promise((resolve) => {
 		let state: "answers" | "silent" = "silent";
-		const question = request({ host, port, path: "/readyz", agent: false, timeout: 3000, rejectUnauthorized: false });
+		const question = request({
+			host,
+			port,
+			path: "/readyz",
+			agent: tlsSessions,
+			timeout: 3000,
+			rejectUnauthorized: false,
+		});
 		const end = (said: "ready" | "answers" | "silent") => {
 			resolve(said);
 			question.destroy();

@@ -303,6 +303,22 @@ describe("balancer", () => {
 		expect(await map()).toBe("0 : 127.0.0.1, 1 : 127.0.0.2, 2 : 127.0.0.3");
 	});
 
+	it("asks once for a look and what is done about it, and with the TLS session of the time before", async () => {
+		const server = await apiServer("127.0.0.1", 0, 200);
+		const reused: boolean[] = [];
+		server.on("secureConnection", (socket) => reused.push(socket.isSessionReused()));
+		const want = { address: "169.254.99.1", port: portOf(server), table: "once", backends: ["127.0.0.1", "127.0.0.9"] };
+		const exec = kernel();
+		await exec("nft", ["--file", "-"], { input: "table" });
+		expect((await balancer.observe(want, context(exec), never)).ok).toBe(false);
+		await balancer.apply(want, context(exec), never);
+		expect((await balancer.observe(want, context(exec), once)).ok).toBe(true);
+		expect(reused).toEqual([false]);
+		expect((await balancer.observe(want, context(exec), once)).ok).toBe(true);
+		expect(reused).toEqual([false, true]);
+		await stop(server);
+	});
+
 	it("has not failed when a control plane goes in the moment after it was made", async () => {
 		const server = await apiServer("127.0.0.1", 0, 200);
 		const want = {

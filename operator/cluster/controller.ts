@@ -20,7 +20,7 @@ import type { Action, Observed } from "./state.ts";
 import { needsPreflight } from "./upgrade.ts";
 import {
 	approveServing,
-	askApiServer,
+	askApiServers,
 	createBootstrapToken,
 	deleteBootstrapToken,
 	deleteNode,
@@ -160,9 +160,7 @@ class ClusterReconciler {
 		const servers = this.#apiServers(base, await this.#identity(cluster, signal));
 		if (servers.length === 0)
 			return { observed: { ...base, unreachable: "no control plane is up and connected" }, workload: undefined };
-		const asked = await Promise.all(
-			servers.map(async ({ host, client }) => ({ host, client, ...(await askApiServer(client, signal)) })),
-		);
+		const asked = await askApiServers(servers, signal);
 		const best = asked.find(({ ready }) => ready) ?? asked[0];
 		const workload = best?.client as KubeClient;
 		try {

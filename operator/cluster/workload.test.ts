@@ -1,6 +1,6 @@
-import { expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { KubeClient } from "../kube/client.ts";
-import { metricsOf } from "./workload.ts";
+import { askApiServers, metricsOf } from "./workload.ts";
 
 const { signal } = new AbortController();
 type Client = Pick<KubeClient, "requestText">;
@@ -12,6 +12,41 @@ const says = (ms: number, words?: string | Error): Client => ({
 			if (words === undefined) return;
 			setTimeout(() => (typeof words === "string" ? resolve(words) : reject(words)), ms);
 		}),
+});
+
+describe("asking control planes how they are", () => {
+	beforeEach(() => {
+		vi.useFakeTimers();
+	});
+	afterEach(() => {
+		vi.useRealTimers();
+	});
+
+	/** How long it took, and who was ready. */
+	async function ask(clients: readonly Client[]): Promise<[number, boolean[]]> {
+		const began = Date.now();
+		const asked = askApiServers(
+			clients.map((client, index) => ({ host: `h${index}`, client })),
+			signal,
+		).then((found): [number, boolean[]] => [Date.now() - began, found.map(({ ready }) => ready)]);
+		await vi.runAllTimersAsync();
+		return asked;
+	}
+
+	it.each<[string, Client[], [number, boolean[]]]>([
+		["all at once", [says(10, "ok"), says(20, "ok")], [20, [true, true]]],
+		[
+			"one without power: the others are enough",
+			[says(10, "ok"), says(0), says(30, "ok")],
+			[2010, [true, false, true]],
+		],
+		["a slow one", [says(10, "ok"), says(1900, "ok")], [1900, [true, true]]],
+		["the only one, slow", [says(4900, "ok")], [4900, [true]]],
+		["none", [says(0), says(0)], [5000, [false, false]]],
+		["one that refuses", [says(10, new Error("etcd failed")), says(3000, "ok")], [3000, [false, true]]],
+	])("%s", async (_name, clients, expected) => {
+		expect(await ask(clients)).toEqual(expected);
+	});
 });
 
 it("reads the counters of all API servers that answer, and fails when none does", async () => {

@@ -15,6 +15,8 @@ const POOL = "groundplane.io/pool";
 const CERTIFICATES = "kubeadm-certs";
 /** How long a control plane may take to say how it is. */
 const READYZ_MS = 5_000;
+/** And how long once another one is ready. */
+const OTHERS_MS = 2_000;
 /** Pods that mirror static pods can't be evicted: the kubelet makes them. */
 const MIRROR_POD = "kubernetes.io/config.mirror";
 /** Lifetime of a bootstrap token; it is taken away as soon as all hosts have joined. */
@@ -57,17 +59,40 @@ export async function observeWorkload(
 	};
 }
 
-/** What one control plane says of itself: its API server, and etcd as that one sees it (`/readyz`, KEP-1040 and kubeadm's own check). */
-export async function askApiServer(
-	client: KubeClient,
+/** How a control plane is, of itself. */
+export interface Asked<T> {
+	readonly host: string;
+	readonly client: T;
+	readonly ready: boolean;
+	readonly message?: string;
+}
+
+/**
+ * What control planes say of themselves: their API server, and etcd as that one sees it (`/readyz`, KEP-1040 and kubeadm's own
+ * check). Once one is ready the others are not waited for as long: one whose power went would hold up every look.
+ */
+export async function askApiServers<T extends Pick<KubeClient, "requestText">>(
+	servers: readonly { readonly host: string; readonly client: T }[],
 	signal: AbortSignal,
-): Promise<{ ready: boolean; message?: string }> {
+): Promise<Asked<T>[]> {
+	const end = new AbortController();
+	const timers = [setTimeout(() => end.abort(), READYZ_MS)];
 	try {
-		await client.requestText("GET", "/readyz", { signal: AbortSignal.any([signal, AbortSignal.timeout(READYZ_MS)]) });
-		return { ready: true };
-	} catch (error) {
-		signal.throwIfAborted();
-		return { ready: false, message: asGroundplaneError(error).message };
+		return await Promise.all(
+			servers.map(async ({ host, client }): Promise<Asked<T>> => {
+				try {
+					await client.requestText("GET", "/readyz", { signal: AbortSignal.any([signal, end.signal]) });
+					timers.push(setTimeout(() => end.abort(), OTHERS_MS));
+					return { host, client, ready: true };
+				} catch (error) {
+					signal.throwIfAborted();
+					const message = end.signal.aborted ? "it does not answer in time" : asGroundplaneError(error).message;
+					return { host, client, ready: false, message };
+				}
+			}),
+		);
+	} finally {
+		for (const timer of timers) clearTimeout(timer);
 	}
 }
 

@@ -47,6 +47,27 @@ type Kind = "request" | "watch" | "upgrade";
 const PREFIX = "/k8s/clusters/";
 /** How many control planes are tried. */
 const MAX_TRIES = 2;
+/** How long a stream to one of them may take to open while there is another to try: a host's power may have gone just now. */
+const OPEN_MS = 3_000;
+/** How long one that was open already may take to answer what can be asked elsewhere: its host may be gone all the same. */
+const ANSWER_MS = 5_000;
+
+/** For how long one control plane is tried before the next one is, in milliseconds; undefined when it is the last. */
+export function patienceOf({
+	hasAnother,
+	isReused,
+	isRead,
+}: {
+	readonly hasAnother: boolean;
+	/** Whether the stream was there already; undefined before there is one. */
+	readonly isReused: boolean | undefined;
+	/** Whether it may be sent twice. */
+	readonly isRead: boolean;
+}): number | undefined {
+	if (!hasAnother) return undefined;
+	if (isReused === undefined) return OPEN_MS;
+	return isReused && isRead ? ANSWER_MS : undefined;
+}
 
 /**
  * The way into the region's clusters: `/k8s/clusters/NAME/...` goes to a live API server of the cluster through the tunnel, on
@@ -219,7 +240,8 @@ export class KubeProxy {
 	): Promise<{ upstream: ClientRequest; answer: IncomingMessage; stream?: Duplex; streamHead?: Buffer }> {
 		let failure: unknown;
 		const tries = call.hosts.slice(0, MAX_TRIES);
-		for (const host of tries) {
+		const isRead = request.method === "GET" && call.headers.upgrade === undefined;
+		for (const [index, host] of tries.entries()) {
 			const outgoing = httpRequest({
 				agent: this.#agent(host),
 				method: request.method ?? "GET",
@@ -230,10 +252,20 @@ export class KubeProxy {
 			const gone = () => outgoing.destroy(new Error("the client went away"));
 			request.socket.once("close", gone);
 			let opened = false;
+			const hasAnother = index < tries.length - 1;
+			let timer: NodeJS.Timeout | undefined;
+			const limit = (isReused?: boolean) => {
+				clearTimeout(timer);
+				const patience = patienceOf({ hasAnother, isReused, isRead });
+				if (patience !== undefined)
+					timer = setTimeout(() => outgoing.destroy(new Error("it does not answer in time")), patience);
+			};
+			limit();
 			try {
 				return await new Promise((resolve, reject) => {
 					outgoing.once("socket", () => {
 						opened = true;
+						limit(outgoing.reusedSocket);
 						begin(outgoing);
 					});
 					outgoing.once("response", (answer) => resolve({ upstream: outgoing, answer }));
@@ -255,6 +287,7 @@ export class KubeProxy {
 					"no stream to this control plane; trying another",
 				);
 			} finally {
+				clearTimeout(timer);
 				request.socket.off("close", gone);
 			}
 		}
