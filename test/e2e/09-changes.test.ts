@@ -16,7 +16,9 @@ import {
 	readyOf,
 	startWriting,
 	timed,
+	untilLearner,
 	untilOn,
+	untilWritten,
 	want,
 	withFiveHosts,
 } from "./support/changes.ts";
@@ -40,6 +42,8 @@ describe("a cluster that is changed while things go wrong", { timeout: 25 * MINU
 		expect(await become({ controlPlanes: ["host-1"] })).toBeLessThan(240);
 		const took = await timed(async () => {
 			await want();
+			await untilLearner("host-2", "host-1");
+			await untilLearner("host-3", "host-1");
 			await untilOn("host-3", "test -d /var/lib/etcd/member");
 			const name = await leader(["host-1", "host-2"]);
 			await demo.lab.stop(name);
@@ -53,19 +57,44 @@ describe("a cluster that is changed while things go wrong", { timeout: 25 * MINU
 		expect(accepted).toBeGreaterThan(20);
 	});
 
+	it("grows to five control planes, takes writes while two of them have no power, and becomes three again", async () => {
+		const five = { controlPlanes: ALL, workers: [] };
+		await become();
+		expect(await timed(() => become(five), "3 + 2 → 5 control planes")).toBeLessThan(300);
+		const leads = await leader(ALL);
+		const [from = "", dark = ""] = CONTROL_PLANES.filter((name) => name !== leads);
+		const stop = await startWriting(from);
+		await untilWritten(from, MINUTE);
+		for (const name of [leads, dark]) await demo.lab.stop(name);
+		const gap = await timed(
+			() => untilWritten(from, 2 * MINUTE),
+			"a write accepted without two of five control planes",
+		);
+		expect(gap).toBeLessThan(30);
+		await eventually(async () => expect((await cluster())?.status?.ready).toBe("3/5"), 2 * MINUTE);
+		await untilWritten(from, MINUTE);
+		for (const name of [leads, dark]) await demo.lab.start(name);
+		expect(await timed(() => expectWhole(five), "the two were back")).toBeLessThan(120);
+		expect(await timed(() => become({ workers: ["host-5"] }), "5 → 3 + 1")).toBeLessThan(240);
+		expect((await stop()).lost).toEqual([]);
+	});
+
 	it("exchanges a control plane for another although the leader's host is dead meanwhile", async () => {
 		const wanted = { controlPlanes: ["host-1", "host-2", "host-4"], workers: ["host-5"] };
 		await become({ workers: ["host-5"] });
-		await want(wanted);
-		await untilOn("host-4", "test -d /var/lib/etcd/member");
-		const name = await leader(CONTROL_PLANES);
-		await demo.lab.stop(name);
-		await eventually(async () => {
-			const { members = [] } = (await cluster())?.status ?? {};
-			expect(members.find((member) => member.host === "host-4")?.phase).toBe("Ready");
-		}, 5 * MINUTE);
-		await demo.lab.start(name);
-		await expectWhole(wanted);
+		const took = await timed(async () => {
+			await want(wanted);
+			await untilOn("host-4", "test -d /var/lib/etcd/member");
+			const name = await leader(CONTROL_PLANES);
+			await demo.lab.stop(name);
+			await eventually(async () => {
+				const { members = [] } = (await cluster())?.status ?? {};
+				expect(members.find((member) => member.host === "host-4")?.phase).toBe("Ready");
+			}, 5 * MINUTE);
+			await demo.lab.start(name);
+			await expectWhole(wanted);
+		}, "a control plane exchanged, the leader's host dead until the new one was ready");
+		expect(took).toBeLessThan(420);
 	});
 
 	it("says which budget holds a drain up, since when and until when, and takes the host all the same", async () => {
@@ -107,8 +136,11 @@ describe("a cluster that is changed while things go wrong", { timeout: 25 * MINU
 			expect(taken).toHaveLength(1);
 			return said[0] === taken[0] ? ["two", "one"] : ["one", "two"];
 		}, 2 * MINUTE);
-		await demo.kubectl(["delete", "cluster", first, "three", "-n", demo.namespace, "--timeout=240s"]);
-		await demo.waitReady("cluster", second, demo.namespace, 8 * MINUTE);
+		const took = await timed(async () => {
+			await demo.kubectl(["delete", "cluster", first, "three", "-n", demo.namespace, "--timeout=240s"]);
+			await demo.waitReady("cluster", second, demo.namespace, 8 * MINUTE);
+		}, "a host that two Clusters want: the first deleted, the second ready");
+		expect(took).toBeLessThan(180);
 		await demo.kubectl(["delete", "cluster", second, "-n", demo.namespace, "--timeout=240s"]);
 		await expectWhole(small);
 	});

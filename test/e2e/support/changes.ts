@@ -4,6 +4,7 @@ import type { Cluster } from "../../../crds/cluster.ts";
 import { GROUP_VERSION } from "../../../crds/common.ts";
 import type { Host } from "../../../crds/host.ts";
 import { demo, eventually } from "./demo.ts";
+import { filesOf } from "./kubeadm.ts";
 import { differencesSince, saveSnapshots } from "./snapshots.ts";
 
 export const ALL = ["host-1", "host-2", "host-3", "host-4", "host-5"] as const;
@@ -19,6 +20,7 @@ export const STATE = "/var/lib/groundplane/kubernetes";
 /** Not the one that kubeadm has the certificates expire with: nobody joins with it. */
 const JOIN_TOKENS =
 	"get secrets -n kube-system --field-selector=type=bootstrap.kubernetes.io/token -o jsonpath='{.items[*].data.auth-extra-groups}'";
+const CORE_DNS = "get deployment coredns -n kube-system -o jsonpath='{.spec.template.spec.containers[0].image}'";
 const WRITER = "/tmp/gp-writer";
 
 /** What the cluster is to be; what is left out is as in most scenarios. */
@@ -27,6 +29,8 @@ export interface Wanted {
 	readonly controlPlanes?: readonly string[];
 	readonly workers?: readonly string[];
 	readonly labels?: Readonly<Record<string, string>>;
+	readonly taints?: readonly { readonly key: string; readonly value: string; readonly effect: string }[];
+	readonly addons?: object;
 	readonly drainTimeout?: string;
 }
 
@@ -45,7 +49,15 @@ export async function withFiveHosts(): Promise<void> {
 }
 
 export const manifest = (
-	{ version = OLD, controlPlanes = CONTROL_PLANES, workers = WORKERS, labels = {}, drainTimeout = "2m" }: Wanted = {},
+	{
+		version = OLD,
+		controlPlanes = CONTROL_PLANES,
+		workers = WORKERS,
+		labels = {},
+		taints = [],
+		addons = {},
+		drainTimeout = "2m",
+	}: Wanted = {},
 	name = NAME,
 ) => ({
 	apiVersion: GROUP_VERSION,
@@ -54,7 +66,8 @@ export const manifest = (
 	spec: {
 		version,
 		controlPlane: { hosts: controlPlanes },
-		workers: workers.length === 0 ? [] : [{ name: "workers", hosts: workers, labels }],
+		workers: workers.length === 0 ? [] : [{ name: "workers", hosts: workers, labels, taints }],
+		addons,
 		upgradePolicy: { drainTimeout },
 	},
 });
@@ -89,6 +102,7 @@ export async function expectWhole(wanted: Wanted = {}, timeoutMs = 15 * 60_000):
 	expect(nodes).toEqual(Object.fromEntries(members.map((name) => [name, `${version} ready`])));
 	expect(await etcdMembers(first)).toEqual([...controlPlanes].sort().map((name) => `${name} started`));
 	expect(await on(first, kubectl(JOIN_TOKENS))).toBe("");
+	expect(await on(first, kubectl(CORE_DNS))).toBe(await imageOf(version, "coredns"));
 	await Promise.all(
 		members.map(async (name) => {
 			const left = `ls ${STATE}/change.json ${STATE}/next ${STATE}/etcd/*.part /etc/kubernetes/tmp/kubeadm-* 2>/dev/null; nft list tables | grep stand-in; true`;
@@ -142,6 +156,11 @@ async function nodesOn(controlPlane: string): Promise<Record<string, string>> {
 	);
 }
 
+/** The reference of an image in the release's bundle of a version. */
+export async function imageOf(version: string, name: string): Promise<string> {
+	return (await filesOf(version)).find(({ path }) => path === `images/${name}.tar`)?.reference ?? "";
+}
+
 const etcdctl = (command: string): string =>
 	`etcdctl --cacert=${ETCD}/ca.crt --cert=${ETCD}/healthcheck-client.crt --key=${ETCD}/healthcheck-client.key ${command}`;
 
@@ -154,6 +173,12 @@ async function etcdMembers(controlPlane: string): Promise<string[]> {
 			name === undefined ? `${peerURLs} never started` : `${name} ${isLearner ? "learner" : "started"}`,
 		)
 		.sort();
+}
+
+/** Waits until a host is a learner in etcd: it has what others wrote, and no say yet. */
+export async function untilLearner(name: string, seenFrom: string): Promise<void> {
+	const learner = `${await demo.lab.address(name)}:2380, .*true$`;
+	await untilOn(seenFrom, `${etcdctl("member list")} | grep -q '${learner}'`, 5 * 60_000);
 }
 
 /** On which host etcd's leader is. */
@@ -214,6 +239,13 @@ export async function startWriting(from: string): Promise<() => Promise<{ accept
 		await on(from, `rm -r ${WRITER}`);
 		return { accepted: accepted.length, lost: accepted.filter((name) => !found.has(name)) };
 	};
+}
+
+/** Waits until one more write of {@link startWriting} is accepted. */
+export async function untilWritten(from: string, timeoutMs: number): Promise<void> {
+	const count = `wc -l <${WRITER}/accepted`;
+	const before = (await on(from, count)).trim();
+	await untilOn(from, `test $(${count}) -gt ${before}`, timeoutMs);
 }
 
 /** Does something again and again until it is told to stop. What fails meanwhile is what is tested. */

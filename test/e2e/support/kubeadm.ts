@@ -57,11 +57,18 @@ async function install(host: string, index: number, files: readonly BundleFile[]
 		"/etc/systemd/system/kubelet.service",
 		unit(KUBELET, "EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env"),
 	);
-	await put(host, "/etc/cni/net.d/10-site.conflist", JSON.stringify(network(index)));
+	await installNetwork(host, index);
 	await sh(host, "systemctl daemon-reload && systemctl enable containerd kubelet && systemctl restart containerd");
 	await sh(host, "sysctl -qw net.ipv4.ip_forward=1");
 	await importImages(host, files);
 }
+
+/** A network plugin of one's own: pods of a host on a bridge, out by the host's address. */
+export const installNetwork = (host: string, index: number) =>
+	put(host, "/etc/cni/net.d/10-site.conflist", JSON.stringify(network(index)));
+
+/** Takes away what that plugin has made in a host's kernel: it is the host's people's, and nobody else's to remove. */
+export const removeNetwork = (host: string) => sh(host, "ip link delete site0; nft delete table ip nat; true");
 
 /** Puts the programs of one folder of a bundle into one of the host's. */
 export async function copyPrograms(host: string, files: readonly BundleFile[], from: "bin" | "cni", to: string) {
