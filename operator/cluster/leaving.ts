@@ -1,4 +1,5 @@
 import type { Host } from "../../crds/host.ts";
+import { FORMER_CLUSTER } from "../host/summary.ts";
 import { clusterOf, type Member } from "./assign.ts";
 import { drainAction, drainMessage } from "./drain.ts";
 import {
@@ -157,8 +158,9 @@ const ghosts = (
 			const node = workload?.nodes.find((one) => one.name === name);
 			const hasNode = node !== undefined && CONTROL_PLANE_LABEL in node.labels;
 			if (host === undefined) return hasNode || (role === "control-plane" && phase !== "Waiting");
-			// One that left in the ordinary way took itself out.
-			return hasNode && phase !== "Leaving" && !belongs(host, cluster);
+			// One whose role was taken away took itself out; one that is new never had it.
+			const hasLeft = host.metadata.annotations?.[FORMER_CLUSTER] === cluster.metadata.name;
+			return hasNode && !hasLeft && !belongs(host, cluster);
 		})
 		.map(({ host }) => ({
 			host,

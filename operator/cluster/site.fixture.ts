@@ -1,5 +1,6 @@
 import { type Cluster, clusterSpec } from "../../crds/cluster.ts";
 import type { Host } from "../../crds/host.ts";
+import { FORMER_CLUSTER } from "../host/summary.ts";
 import type { Extras } from "./extras.ts";
 import { roleOf } from "./members.ts";
 import { plan } from "./plan.ts";
@@ -266,8 +267,8 @@ export class Site {
 		const now = report(each);
 		each.status = { ...each.status, desiredState: { reportedGeneration: each.metadata.generation ?? 0 } };
 		if (wanted === undefined) {
-			// kubeadm reset takes the member out of etcd before it stops it.
-			this.etcd.delete(name);
+			// kubeadm reset takes the member out of etcd before it stops it. One that is new resets nothing.
+			if (now !== undefined) this.etcd.delete(name);
 			const isUndone = now === undefined || now.phase === "Removing";
 			each.status.roles = isUndone ? [] : [{ ...now, phase: "Removing" }];
 			return;
@@ -325,7 +326,8 @@ export class Site {
 	private setRole(name: string, roles: Host["spec"]["roles"]): void {
 		const found = this.host(name);
 		found.spec = { ...found.spec, roles };
-		found.metadata = { ...found.metadata, generation: (found.metadata.generation ?? 0) + 1 };
+		const annotations = roles.length > 0 ? {} : { [FORMER_CLUSTER]: this.cluster.metadata.name };
+		found.metadata = { ...found.metadata, annotations, generation: (found.metadata.generation ?? 0) + 1 };
 	}
 
 	host(name: string): Host {
