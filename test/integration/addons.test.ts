@@ -6,7 +6,7 @@ import type { AddressInfo } from "node:net";
 import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { parse, parseAllDocuments, stringify } from "yaml";
+import { parse, parseAllDocuments, parseDocument } from "yaml";
 import { render, type Step } from "../../agent/engine/pack.ts";
 import { type Exec, execute } from "../../agent/primitives/exec.ts";
 import { primitives } from "../../agent/primitives/index.ts";
@@ -221,25 +221,28 @@ describe("Prometheus, as upstream's program", () => {
 		await writeFile(token, account.token?.() ?? "");
 		await writeFile(ca, account.tls?.ca ?? "");
 		const text = await kubectl("get", "configmap", "prometheus", "--namespace=kube-system", "--output=json");
-		const config = parse(
+		// Its own words stay as they are: what Prometheus can't read must not be mended on the way.
+		const config = parseDocument(
 			(JSON.parse(text).data["prometheus.yml"] as string)
 				.replaceAll("/var/run/secrets/kubernetes.io/serviceaccount", directory)
 				.replace("localhost:9090", "LISTEN"),
 		);
-		config.global.scrape_interval = "3s";
-		config.global.scrape_timeout = "3s";
-		for (const job of config.scrape_configs) {
+		config.setIn(["global", "scrape_interval"], "3s");
+		config.setIn(["global", "scrape_timeout"], "3s");
+		const jobs: { job_name: string; kubernetes_sd_configs?: unknown[] }[] = config.toJS().scrape_configs;
+		for (const [index, { job_name, kubernetes_sd_configs = [] }] of jobs.entries()) {
+			const job = ["scrape_configs", index];
 			// Addresses that are not here: found, and not asked.
-			if (["apiserver", "services"].includes(job.job_name)) job.scrape_interval = "1d";
-			for (const discovery of job.kubernetes_sd_configs ?? [])
-				Object.assign(discovery, {
-					api_server: api.server,
-					authorization: { credentials_file: token },
-					tls_config: { ca_file: ca },
-				});
+			if (["apiserver", "services"].includes(job_name)) config.setIn([...job, "scrape_interval"], "1d");
+			for (const at of kubernetes_sd_configs.keys()) {
+				const discovery = [...job, "kubernetes_sd_configs", at];
+				config.setIn([...discovery, "api_server"], api.server);
+				config.setIn([...discovery, "authorization"], config.createNode({ credentials_file: token }));
+				config.setIn([...discovery, "tls_config"], config.createNode({ ca_file: ca }));
+			}
 		}
 		const path = join(directory, "prometheus.yml");
-		await writeFile(path, stringify(config));
+		await writeFile(path, config.toString({ lineWidth: 0 }));
 		return path;
 	}
 
