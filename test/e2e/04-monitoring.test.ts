@@ -62,7 +62,8 @@ describe("the add-on metrics-server", () => {
 		await turnMetricsServer(false);
 		await eventually(async () => {
 			const kinds = "apiservices,deployments,services,clusterroles";
-			const { stdout } = await kubectl("get", kinds, "-A", "-l", "groundplane.io/addon", "-o", "name");
+			const label = "groundplane.io/addon notin (coredns),groundplane.io/addon";
+			const { stdout } = await kubectl("get", kinds, "-A", "-l", label, "-o", "name");
 			expect(stdout.trim()).toBe("");
 		}, 120_000);
 	});

@@ -8,6 +8,7 @@ import {
 	imageOf,
 	kubectl,
 	manifest,
+	NEW,
 	OLD,
 	on,
 	readyOf,
@@ -20,6 +21,15 @@ import { installNetwork, removeNetwork } from "./support/kubeadm.ts";
 const MINUTE = 60_000;
 const SMALL = { controlPlanes: ["host-1"], workers: ["host-4"] };
 const OWN = ["host-2", "host-5"] as const;
+/** What kubeadm makes of CoreDNS. */
+const COREDNS = [
+	"clusterrole.rbac.authorization.k8s.io/system:coredns",
+	"clusterrolebinding.rbac.authorization.k8s.io/system:coredns",
+	"configmap/coredns",
+	"deployment.apps/coredns",
+	"service/kube-dns",
+	"serviceaccount/coredns",
+];
 const VOLUMES = "/var/lib/local-path-provisioner";
 
 /** What a cluster takes of us, and what it leaves to its people. Runs like `09-changes`. */
@@ -76,14 +86,31 @@ describe("parts of a cluster", { timeout: 15 * MINUTE }, () => {
 		await on("host-1", kubectl("delete pvc/prometheus -n kube-system --ignore-not-found"));
 		await eventually(async () => expect(await on("host-1", kubectl("get pv -o name"))).toBe(""), MINUTE);
 		await become(SMALL);
-		const kinds = "deployments,daemonsets,pods,services,configmaps,storageclasses,clusterroles";
-		await eventually(
-			async () => expect(await on("host-1", kubectl(`get ${kinds} -A -l groundplane.io/addon -o name`))).toBe(""),
-			MINUTE,
-		);
+		await eventually(async () => expect(await addonObjects()).toEqual(COREDNS), MINUTE);
 		for (const name of ["host-1", "host-4"]) expect(await on(name, `ls -d ${VOLUMES} 2>/dev/null; true`)).toBe("");
 	});
+
+	it("loses CoreDNS when it is switched off, stays without it through a change of version, and has it again when it is switched on", async () => {
+		await become(SMALL);
+		expect(await addonObjects()).toEqual(COREDNS);
+		const off = { ...SMALL, addons: { coredns: false } };
+		await become(off);
+		await eventually(async () => expect(await addonObjects()).toEqual([]), MINUTE);
+		await become({ ...off, version: NEW });
+		expect(await on("host-1", kubectl("get deployment coredns -n kube-system --ignore-not-found"))).toBe("");
+		await become({ ...SMALL, version: NEW });
+		expect(await addonObjects()).toEqual(COREDNS);
+		await on("host-1", kubectl("rollout status deployment/coredns -n kube-system --timeout=60s"));
+	});
 });
+
+/** What add-ons have made in the cluster, by kind and name. */
+async function addonObjects(): Promise<string[]> {
+	const kinds =
+		"deployments,daemonsets,services,configmaps,storageclasses,serviceaccounts,clusterroles,clusterrolebindings";
+	const found = await on("host-1", kubectl(`get ${kinds} -A -l groundplane.io/addon -o name`));
+	return found.split("\n").filter(Boolean).sort();
+}
 
 /** What Prometheus found when it last asked each host's node-exporter. */
 async function scraped(): Promise<string[]> {
