@@ -1,5 +1,17 @@
+import { spawn } from "node:child_process";
 import { KeyObject } from "node:crypto";
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { once as emitted } from "node:events";
+import {
+	chmodSync,
+	existsSync,
+	mkdirSync,
+	mkdtempSync,
+	readFileSync,
+	rmdirSync,
+	rmSync,
+	statSync,
+	writeFileSync,
+} from "node:fs";
 import { createServer as createHttpsServer, type Server } from "node:https";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -16,6 +28,7 @@ import { superseded } from "./image.ts";
 import { decide, type Found } from "./kubeadm.ts";
 import { checkHost, preflight } from "./preflight.ts";
 import type { StepContext } from "./primitive.ts";
+import { residue } from "./residue.ts";
 import { unit } from "./unit.ts";
 import {
 	type Change,
@@ -397,6 +410,38 @@ it("a directory that was there keeps what it held and its mode", async () => {
 	await directory.undo(memory as never, context(execute));
 	expect([existsSync(join(path, "theirs")), existsSync(join(path, "ours"))]).toEqual([true, false]);
 	expect(statSync(path).mode & 0o777).toBe(0o750);
+});
+
+describe("residue", () => {
+	const cgroup = `groundplane-test-${process.pid}`;
+	const hierarchy = existsSync("/sys/fs/cgroup/cgroup.controllers") ? "/sys/fs/cgroup" : "/sys/fs/cgroup/pids";
+	const place = join(hierarchy, cgroup);
+	const want = residue.schema.parse({ cgroups: [cgroup] });
+	const silent: Exec = async () => ({ code: 0, stdout: "", stderr: "" });
+
+	it.skipIf(process.getuid?.() !== 0)(
+		"ends processes that nobody ended, and removes their control groups",
+		async () => {
+			const memory = await residue.remember(want, context(silent));
+			mkdirSync(join(place, "below"), { recursive: true });
+			const left = spawn("sleep", ["60"], { stdio: "ignore" });
+			const gone = emitted(left, "exit");
+			writeFileSync(join(place, "below", "cgroup.procs"), `${left.pid}`);
+			await residue.undo(memory, context(silent));
+			expect(await gone).toEqual([null, "SIGKILL"]);
+			expect(existsSync(place)).toBe(false);
+		},
+	);
+
+	it.skipIf(process.getuid?.() !== 0)("lets control groups be that were there before", async () => {
+		mkdirSync(place);
+		try {
+			await residue.undo(await residue.remember(want, context(silent)), context(silent));
+			expect(existsSync(place)).toBe(true);
+		} finally {
+			rmdirSync(place);
+		}
+	});
 });
 
 it("preflight names everything that is wrong at once", async () => {

@@ -1,6 +1,8 @@
-import { readdir, rmdir } from "node:fs/promises";
+import { readdir, readFile, rmdir } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
+import { GroundplaneError } from "../../protocol/errors.ts";
 import { isMissing, statOf } from "./durable.ts";
 import type { Primitive, StepContext } from "./primitive.ts";
 
@@ -9,12 +11,18 @@ const residueWant = z.object({
 	links: z.array(z.string()).default([]),
 	/** nftables tables, as `family name`. */
 	tables: z.array(z.string()).default([]),
-	/** Control groups below every hierarchy's root. */
+	/** Control groups below every hierarchy's root; what still runs in them when they go is killed. */
 	cgroups: z.array(z.string()).default([]),
 });
 const residueMemory = residueWant.required();
 
-/** What the role's programs make in the kernel and leave behind. Nothing is made here; undo removes what was not there before. */
+/** How long processes that were killed may take to be gone. One in uninterruptible sleep may never be. */
+const KILLED_WITHIN = 10_000;
+
+/**
+ * What the role's programs make in the kernel and leave behind: interfaces, tables, control groups and the processes in
+ * them. Nothing is made here; undo removes what was not there before.
+ */
 export const residue: Primitive<z.output<typeof residueWant>, z.output<typeof residueMemory>> = {
 	schema: residueWant,
 	key: () => "residue",
@@ -23,17 +31,18 @@ export const residue: Primitive<z.output<typeof residueWant>, z.output<typeof re
 		const present = await nftTables(context);
 		const absentLinks: string[] = [];
 		for (const link of links) if (!(await statOf(`/sys/class/net/${link}`))) absentLinks.push(link);
-		return { links: absentLinks, tables: tables.filter((table) => !present.includes(table)), cgroups };
+		const absentCgroups: string[] = [];
+		for (const cgroup of cgroups) if ((await placesOf(cgroup)).length === 0) absentCgroups.push(cgroup);
+		return { links: absentLinks, tables: tables.filter((table) => !present.includes(table)), cgroups: absentCgroups };
 	},
 	apply: async () => {},
 	async undo({ links, tables, cgroups }, context) {
 		const { exec, signal } = context;
+		for (const cgroup of cgroups) for (const place of await placesOf(cgroup)) await endCgroup(place, context);
 		for (const link of links) await exec("ip", ["link", "delete", link], { signal, codes: true });
 		const present = await nftTables(context);
 		for (const table of tables)
 			if (present.includes(table)) await exec("nft", ["delete", "table", ...table.split(" ")], { signal });
-		for (const root of await hierarchies())
-			for (const cgroup of cgroups) await removeCgroup(join(root, cgroup)).catch(() => {}); // busy: someone else's
 	},
 };
 
@@ -42,18 +51,64 @@ async function nftTables({ exec, signal }: StepContext): Promise<string[]> {
 	return stdout.split("\n").map((line) => line.replace(/^table /, "").trim());
 }
 
-async function hierarchies(): Promise<string[]> {
+/** Where a control group is: in the one hierarchy of version 2, or in each of version 1's that has it. */
+async function placesOf(cgroup: string): Promise<string[]> {
 	const root = "/sys/fs/cgroup";
-	if (await statOf(join(root, "cgroup.controllers"))) return [root];
-	return (await readdir(root)).map((name) => join(root, name));
+	const unified = (await statOf(join(root, "cgroup.controllers"))) !== undefined;
+	const hierarchies = unified ? [root] : (await readdir(root)).map((name) => join(root, name));
+	const places: string[] = [];
+	for (const hierarchy of hierarchies) if (await statOf(join(hierarchy, cgroup))) places.push(join(hierarchy, cgroup));
+	return places;
 }
 
-async function removeCgroup(path: string): Promise<void> {
-	try {
-		for (const entry of await readdir(path, { withFileTypes: true }))
-			if (entry.isDirectory()) await removeCgroup(join(path, entry.name));
-		await rmdir(path);
-	} catch (error) {
-		if (!isMissing(error)) throw error;
+/** Kills what runs in a control group and those below, and removes them. */
+async function endCgroup(place: string, { now, signal, log }: StepContext): Promise<void> {
+	const deadline = now() + KILLED_WITHIN;
+	for (let first = true; !(await removedCgroup(place)); first = false) {
+		const processes = await processesIn(place);
+		if (first && processes.length > 0) log(`killing what is left in ${place}: ${processes.join(", ")}`);
+		for (const pid of processes) kill(pid);
+		if (now() > deadline)
+			throw new GroundplaneError("StepFailed", `processes in ${place} can't be killed: ${processes.join(", ")}`, {
+				next: "Look at what they wait for (`ps -eo pid,stat,wchan,args`); a restart of the host ends them.",
+			});
+		await sleep(50, undefined, { signal });
 	}
+}
+
+async function processesIn(place: string): Promise<number[]> {
+	try {
+		const own = (await readFile(join(place, "cgroup.procs"), "utf8")).split("\n").filter((line) => line !== "");
+		const below = await Promise.all((await directoriesIn(place)).map(processesIn));
+		return [...own.map(Number), ...below.flat()];
+	} catch (error) {
+		if (isMissing(error)) return []; // gone meanwhile
+		throw error;
+	}
+}
+
+function kill(pid: number): void {
+	try {
+		process.kill(pid, "SIGKILL");
+	} catch (error) {
+		if (!(error instanceof Error && "code" in error && error.code === "ESRCH")) throw error;
+	}
+}
+
+/** Removes a control group and those below, unless a process is still in one of them. */
+async function removedCgroup(place: string): Promise<boolean> {
+	try {
+		for (const below of await directoriesIn(place)) if (!(await removedCgroup(below))) return false;
+		await rmdir(place);
+		return true;
+	} catch (error) {
+		if (isMissing(error)) return true;
+		if (error instanceof Error && "code" in error && error.code === "EBUSY") return false;
+		throw error;
+	}
+}
+
+async function directoriesIn(place: string): Promise<string[]> {
+	const entries = await readdir(place, { withFileTypes: true });
+	return entries.filter((entry) => entry.isDirectory()).map(({ name }) => join(place, name));
 }
