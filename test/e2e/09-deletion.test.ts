@@ -74,6 +74,21 @@ describe("deleting a cluster", { timeout: 15 * MINUTE }, () => {
 		await expectClean();
 	});
 
+	it("ends at once when it is forced, whose price is told first, although a host has no power", async () => {
+		await become({ controlPlanes: ["host-1"], workers: ["host-4"] });
+		await demo.lab.stop("host-4");
+		const force = ["cluster", "delete", NAME, "--force"];
+		const { code, stderr } = await demo.gp(force, { check: false });
+		expect(code).not.toBe(0);
+		expect(stderr).toContain("pods are killed without notice or drain");
+		const took = await timed(() => demo.gp([...force, "--yes", "--wait"]), "a cluster deleted by force, a host dead");
+		expect(took).toBeLessThan(20);
+		await eventually(async () => expect(await leftOn("host-4")).toEqual(["kubernetes of changes"]));
+		await expectClean(["host-1"]);
+		await demo.lab.start("host-4");
+		await timed(() => expectClean(), "all hosts clean after the dead one was back");
+	});
+
 	it("ends with every tunnel gone, and the hosts clean themselves when they are back", async () => {
 		await become({ controlPlanes: ["host-1"], workers: ["host-4"] });
 		await demo.lab.cut();
