@@ -1,6 +1,7 @@
 import { type Duplex, duplexPair } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterEach, expect, test, vi } from "vitest";
+import { patience } from "../test/support/patience.ts";
 import { downMessage, upMessage } from "./messages.ts";
 import { Session, type SessionOptions } from "./mux.ts";
 import type { TunnelStream } from "./stream.ts";
@@ -79,7 +80,7 @@ class FirstRelease {
 	/** Waits for `count` frames of a type for a stream. */
 	async frames(type: number, stream: number, count = 1): Promise<Frame[]> {
 		const found = () => this.heard.filter((frame) => frame.type === type && frame.stream === stream);
-		await vi.waitFor(() => expect(found().length).toBeGreaterThanOrEqual(count), { timeout: 20_000, interval: 5 });
+		await vi.waitFor(() => expect(found().length).toBeGreaterThanOrEqual(count), { ...patience, interval: 5 });
 		return found();
 	}
 }
@@ -120,7 +121,7 @@ test.each([
 		const sent = Buffer.alloc(100_000, "0123456789");
 		stream.end(sent);
 		const data = async () => Buffer.concat((await first.frames(DATA, ids.others)).map(({ payload }) => payload));
-		await vi.waitFor(async () => expect((await data()).length).toBe(65_536), { timeout: 20_000 });
+		await vi.waitFor(async () => expect((await data()).length).toBe(65_536), patience);
 		first.say(CREDIT, ids.others, Buffer.from([0, 1, 0, 0]));
 		await first.frames(FIN, ids.others);
 		expect((await data()).equals(sent)).toBe(true);
@@ -148,7 +149,7 @@ test.each([
 			credit -= piece;
 			left -= piece;
 		}
-		await vi.waitFor(() => expect(theirs.window).toBeGreaterThan(32 * 1024), { timeout: 20_000 });
+		await vi.waitFor(() => expect(theirs.window).toBeGreaterThan(32 * 1024), patience);
 		await delay(5 * QUIET_MS);
 		expect(theirs.window).toBeGreaterThan(32 * 1024);
 		expect(first.heard.filter(({ type }) => type > NEWEST_OF_FIRST)).toEqual([]);

@@ -5,6 +5,7 @@ import { buffer } from "node:stream/consumers";
 import { setTimeout as delay, setImmediate as turn } from "node:timers/promises";
 import fc from "fast-check";
 import { afterEach, expect, test, vi } from "vitest";
+import { patience } from "../test/support/patience.ts";
 import { GroundplaneError } from "./errors.ts";
 import { encodeFrame, FrameParser, FrameType } from "./frames.ts";
 import {
@@ -17,9 +18,6 @@ import {
 	type TunnelStream,
 } from "./mux.ts";
 import type { TransportHandlers } from "./transport.ts";
-
-/** For what comes sooner or later: a busy machine takes its time. */
-const patience = { timeout: 20_000 };
 
 const sessions: Session[] = [];
 afterEach(() => {
@@ -495,7 +493,7 @@ test("windows are judged by the best round trip, not by the first answer of a pr
 	say(encodeFrame(FrameType.HELLO, 0, JSON.stringify({ ...hello("a"), versions: [1], capabilities: [], window: 1 })));
 	say(encodeFrame(FrameType.OPEN, 1, '{"service":"x","lane":"bulk","window":1}'));
 	const stream = await theirs;
-	await vi.waitFor(() => expect(session.rttMs).toBeLessThan(50), { timeout: 20_000 });
+	await vi.waitFor(() => expect(session.rttMs).toBeLessThan(50), patience);
 	let received = 0;
 	stream.on("data", (chunk: Buffer) => {
 		received += chunk.length;
@@ -504,7 +502,7 @@ test("windows are judged by the best round trip, not by the first answer of a pr
 	});
 	for (let count = 0; count < 16; count++) {
 		say(encodeFrame(FrameType.DATA, 1, bytes(65_536)));
-		await vi.waitFor(() => expect(received).toBe((count + 1) * 65_536), { timeout: 20_000 });
+		await vi.waitFor(() => expect(received).toBe((count + 1) * 65_536), patience);
 	}
 	expect(stream.window).toBe(256 * 1024);
 }, 60_000);
@@ -515,8 +513,8 @@ test("a stream that has been quiet gives a large window back, and can be used af
 	const [mine, theirs] = await pair(a, b);
 	theirs.resume();
 	mine.write(bytes(1_000_000));
-	await vi.waitFor(() => expect(mine.writableLength).toBe(0), { timeout: 20_000 });
-	await vi.waitFor(() => expect([theirs.window, theirs.reserved]).toEqual([32 * 1024, 32 * 1024]), { timeout: 20_000 });
+	await vi.waitFor(() => expect(mine.writableLength).toBe(0), patience);
+	await vi.waitFor(() => expect([theirs.window, theirs.reserved]).toEqual([32 * 1024, 32 * 1024]), patience);
 	const all = collect(theirs);
 	mine.resume().end(bytes(1_000_000));
 	theirs.end();

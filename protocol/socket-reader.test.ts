@@ -4,10 +4,8 @@ import { duplexPair } from "node:stream";
 import { connect, createServer, type TLSSocket } from "node:tls";
 import { afterEach, expect, test, vi } from "vitest";
 import { regionCertificates } from "../test/support/certificates.ts";
+import { patience } from "../test/support/patience.ts";
 import { readSocket } from "./socket-reader.ts";
-
-/** For what comes sooner or later: a busy machine takes its time. */
-const patience = { timeout: 20_000 };
 
 const cleanups: (() => void)[] = [];
 afterEach(() => {

@@ -8,12 +8,10 @@ import fc from "fast-check";
 import { afterEach, expect, test, vi } from "vitest";
 import { WebSocket, WebSocketServer } from "ws";
 import { regionCertificates } from "../test/support/certificates.ts";
+import { patience } from "../test/support/patience.ts";
 import { GroundplaneError } from "./errors.ts";
 import type { Transport } from "./transport.ts";
 import { acceptWebSocket, applyMask, requestWebSocket, WebSocketParser } from "./websocket.ts";
-
-/** For what comes sooner or later: a busy machine takes its time. */
-const patience = { timeout: 20_000 };
 
 const cleanups: (() => void)[] = [];
 afterEach(() => {
@@ -149,7 +147,7 @@ test("over TLS the memory of what has left is used again, and every byte arrives
 	};
 	transport.start({ onBytes: () => {}, onSent: fill, onClose: () => {} });
 	fill();
-	await vi.waitFor(() => expect(arrived).toBe(30 * (100_000 + 131_000 + 3_000 + 70_000)), { timeout: 20_000 });
+	await vi.waitFor(() => expect(arrived).toBe(30 * (100_000 + 131_000 + 3_000 + 70_000)), patience);
 	expect(hash.digest("hex")).toBe(sent.digest("hex"));
 }, 30_000);
 
