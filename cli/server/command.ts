@@ -50,7 +50,7 @@ export function serverCommand(): Command {
 		.option("--release <dir>", "directory of the release; needed with --kubeconfig")
 		.option("--kubeconfig <file>", "the existing cluster that it was installed on")
 		.option("--state <dir>", "where init keeps what has to be remembered", STATE_DIR)
-		.option("--yes", "do it without asking")
+		.option("--yes", "say that it is meant: without this nothing is removed")
 		.action((options: Partial<InitOptions> & { state: string; yes?: boolean }) => reset(options));
 	return group;
 }
