@@ -1,12 +1,13 @@
 import { isDeepStrictEqual } from "node:util";
 import type { Cluster } from "../../crds/cluster.ts";
-import type { HostRole } from "../../crds/host.ts";
+import type { Host, HostRole } from "../../crds/host.ts";
 import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
 import { compareVersions } from "../../protocol/versions.ts";
-import { clusterOf, KUBERNETES_ROLE, type Member } from "./assign.ts";
+import { clusterOf, KUBERNETES_ROLE } from "./assign.ts";
 import { addonsFor } from "./extras.ts";
 import type { Leaving } from "./leaving.ts";
 import {
+	formerOf,
 	isApplied,
 	isConnected,
 	isControlPlaneByMode,
@@ -84,12 +85,14 @@ export function planJoining(
 	if (workload !== undefined && joining.some(isNew) && !workload.bootstrapToken)
 		actions.push({ type: "createBootstrapToken" });
 
+	const leavingControlPlanes = leaving.filter(({ role }) => role === "control-plane");
 	const context: RoleContext = {
 		observed,
 		known,
 		controlPlanes,
 		first: first?.member.host,
-		leavingControlPlanes: leaving.filter(({ role }) => role === "control-plane"),
+		leavingControlPlanes,
+		remover: removerOf(observed, controlPlanes, leavingControlPlanes),
 	};
 	for (const one of known) {
 		const { host, asked, begun } = one;
@@ -106,18 +109,35 @@ export function planJoining(
 		});
 		if (!isDeepStrictEqual(plain(role), plain(roleOf(host)))) actions.push({ type: "applyRole", host: name, role });
 	}
-	if (publish !== undefined && !known.some(({ member }) => member.host === publish))
-		actions.push(...publishFrom(publish, observed));
-	return actions;
+	return [...actions, ...rolesOfLeaving(context, publish)];
 }
 
-/** One that leaves keeps its role as it is, but for this. */
-function publishFrom(name: string, { hosts, now }: Observed): Action[] {
-	const role = roleOf(hosts.find(({ metadata }) => metadata.name === name));
-	if (role === undefined) return [];
-	const parameters = { ...role.parameters, publishCertificates: new Date(now).toISOString() };
-	return [{ type: "applyRole", host: name, role: { ...role, parameters } }];
+/** Those that leave keep their roles as they are, but for what nobody else can do while none of those that stay has joined. */
+function rolesOfLeaving(context: RoleContext, publish: string | undefined): Action[] {
+	return goingOf(context.observed, context.leavingControlPlanes).flatMap((host): Action[] => {
+		const { name } = host.metadata;
+		const role = roleOf(host);
+		if (role === undefined) return [];
+		const { formerControlPlanes: _former, ...others } = role.parameters;
+		const former = formerFor(context, name);
+		const parameters = {
+			...others,
+			...(former.length > 0 ? { formerControlPlanes: former } : {}),
+			...(name === publish ? { publishCertificates: new Date(context.observed.now).toISOString() } : {}),
+		};
+		return isDeepStrictEqual(parameters, role.parameters)
+			? []
+			: [{ type: "applyRole", host: name, role: { ...role, parameters } }];
+	});
 }
+
+/** Hosts of control planes that leave and still have their role. */
+const goingOf = ({ cluster, hosts }: Observed, leaving: Leaving["leaving"]): readonly Host[] =>
+	hosts.filter(
+		(host) =>
+			clusterOf(host) === cluster.metadata.name &&
+			leaving.some((one) => one.host === host.metadata.name && one.role === "control-plane" && !one.isDeadMember),
+	);
 
 /** A member with a node has joined before: what its role does now is something else. */
 const isNew = ({ node, host }: Known): boolean => node === undefined || outputsOf(host)?.nodeName === undefined;
@@ -157,21 +177,13 @@ const leavingVersions = ({ cluster, hosts }: Observed, known: readonly Known[]):
  * The control plane that publishes the certificates again: they last two hours, so a late joiner finds none. `undefined` while
  * one is at it.
  */
-function publisherOf(
-	{ hosts, workload }: Observed,
-	known: readonly Known[],
-	leaving: Leaving["leaving"],
-): string | undefined {
+function publisherOf(observed: Observed, known: readonly Known[], leaving: Leaving["leaving"]): string | undefined {
 	const candidates = [
 		...known
 			.filter(({ member, healthy, awaitsNetwork }) => member.role === "control-plane" && (healthy || awaitsNetwork))
 			.map(({ host }) => host),
-		// One whose role is gone already is told nothing any more.
-		...hosts.filter(
-			(host) =>
-				leaving.some((one) => one.host === host.metadata.name && one.role === "control-plane") &&
-				roleOf(host) !== undefined &&
-				workload?.apiServers.get(host.metadata.name)?.ready === true,
+		...goingOf(observed, leaving).filter(
+			({ metadata }) => observed.workload?.apiServers.get(metadata.name)?.ready === true,
 		),
 	].filter(isConnected);
 	const isAtIt = candidates.some(
@@ -186,12 +198,14 @@ interface RoleContext {
 	readonly controlPlanes: readonly Known[];
 	readonly first: string | undefined;
 	readonly leavingControlPlanes: Leaving["leaving"];
+	/** The control plane that takes dead ones out of etcd. */
+	readonly remover: string | undefined;
 }
 
 /** What a member's host is asked to be. Stable over time, so that hosts are not asked to do again what they have done. */
 function roleFor(
 	context: RoleContext,
-	{ member, host, healthy }: Known,
+	{ member, host }: Known,
 	{ version, prepare, publish }: { version: string; prepare: boolean; publish?: string },
 ): HostRole {
 	const { cluster } = context.observed;
@@ -206,7 +220,7 @@ function roleFor(
 		.find((hash) => hash !== undefined);
 	const mode =
 		member.host === context.first ? "init" : member.role === "control-plane" ? "join-control-plane" : "join-worker";
-	const former = formerOf(context, member, healthy);
+	const former = formerFor(context, member.host);
 	const published = publish ?? current?.publishCertificates;
 	const parameters: KubernetesRoleInput = {
 		cluster: cluster.metadata.name,
@@ -264,13 +278,26 @@ function addressesOf({ observed, controlPlanes, first, leavingControlPlanes }: R
 const hasBeenUp = (host: Known["host"]): boolean =>
 	outputsOf(host)?.caCertHash !== undefined && roleOf(host)?.parameters.prepare !== true;
 
-/** The first healthy control plane takes members out of etcd whose hosts can't do it themselves any more. */
-function formerOf({ known, leavingControlPlanes }: RoleContext, member: Member, healthy: boolean): string[] {
-	const dead = leavingControlPlanes.filter(({ isDeadMember }) => isDeadMember).map(({ host }) => host);
-	if (dead.length === 0) return [];
-	const has = known.find(({ host }) => (roleOf(host)?.parameters.formerControlPlanes as string[] | undefined)?.length);
-	const remover = has ?? known.find((one) => one.member.role === "control-plane" && one.healthy);
-	return remover?.member.host === member.host && (healthy || has !== undefined) ? dead : [];
+/** Members that a control plane takes out of etcd, whose hosts can't do it themselves any more. */
+const formerFor = ({ remover, leavingControlPlanes }: RoleContext, name: string): string[] =>
+	name === remover ? leavingControlPlanes.filter(({ isDeadMember }) => isDeadMember).map(({ host }) => host) : [];
+
+/**
+ * Who takes them out: the one that was asked before, or the first that is well. While none of those that stay has joined it is one
+ * that leaves: it waits for them, and they wait for the dead one to be out.
+ */
+function removerOf(
+	observed: Observed,
+	controlPlanes: readonly Known[],
+	leaving: Leaving["leaving"],
+): string | undefined {
+	if (!leaving.some(({ isDeadMember }) => isDeadMember)) return undefined;
+	const going = goingOf(observed, leaving);
+	const asked = [...controlPlanes.map(({ host }) => host), ...going].find((host) => formerOf(host).length > 0);
+	const well =
+		controlPlanes.find(({ healthy }) => healthy)?.host ??
+		going.find((host) => isConnected(host) && observed.workload?.apiServers.get(host.metadata.name)?.ready === true);
+	return (asked ?? well)?.metadata.name;
 }
 
 const plain = (value: unknown): unknown => JSON.parse(JSON.stringify(value ?? null));

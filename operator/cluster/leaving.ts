@@ -67,7 +67,7 @@ export function planLeaving(
 	const isDone = (host: Host) =>
 		isGone(host) &&
 		clusterOf(host) === undefined &&
-		(!isControlPlane(host) || !initialized || isRemovedFromEtcd(known, host.metadata.name));
+		(!isControlPlane(host) || !initialized || isRemovedFromEtcd(observed, host.metadata.name));
 	const hosts = observed.hosts.filter(
 		(host) => !names.has(host.metadata.name) && belongs(host, cluster) && !isDone(host),
 	);
@@ -109,7 +109,7 @@ export function planLeaving(
 		if (!initialized) return remove("The cluster is not made yet.");
 		if (isGone(host)) {
 			if (role === "worker") return remove("Not connected: it cleans itself when it is back.");
-			if (isRemovedFromEtcd(known, name)) return remove("Taken out of etcd; it cleans itself when it is back.");
+			if (isRemovedFromEtcd(observed, name)) return remove("Taken out of etcd; it cleans itself when it is back.");
 			return say(TAKEN_OUT);
 		}
 		// Its role would be gone from the Host, and its member would stay in etcd.
@@ -132,7 +132,7 @@ export function planLeaving(
 		return say(drainMessage(observed, node));
 	});
 
-	leaving.push(...ghosts(observed, known, names));
+	leaving.push(...ghosts(observed, names));
 
 	// The Node goes when its host has been cleaned: until then the kubelet would make it anew.
 	for (const node of workload?.nodes ?? []) {
@@ -146,13 +146,10 @@ export function planLeaving(
  * Control planes whose Host was deleted by force, and that are no longer named, or enrolled anew under their name: etcd still
  * counts them. The Node tells of one whose place in the status is already that of the host to come.
  */
-const ghosts = (
-	{ cluster, hosts, workload }: Observed,
-	known: readonly Known[],
-	names: ReadonlySet<string>,
-): readonly LeavingMember[] =>
-	(cluster.status?.members ?? [])
-		.filter(({ host }) => !names.has(host) && !isRemovedFromEtcd(known, host))
+const ghosts = (observed: Observed, names: ReadonlySet<string>): readonly LeavingMember[] => {
+	const { cluster, hosts, workload } = observed;
+	return (cluster.status?.members ?? [])
+		.filter(({ host }) => !names.has(host) && !isRemovedFromEtcd(observed, host))
 		.filter(({ host: name, role, phase }) => {
 			const host = hosts.find(({ metadata }) => metadata.name === name);
 			const node = workload?.nodes.find((one) => one.name === name);
@@ -168,6 +165,7 @@ const ghosts = (
 			message: "Its Host is gone: another control plane takes it out of etcd.",
 			isDeadMember: true,
 		}));
+};
 
 /** Why taking a control plane out now could stop etcd; `undefined` when it keeps its majority. */
 function unsafeToLeave(

@@ -122,11 +122,16 @@ export function leavesFirst({ cluster, hosts, workload }: Observed, { host: name
 /** Members of etcd that must be well for it to take a write (majority). */
 export const quorum = (members: number): number => Math.floor(members / 2) + 1;
 
+/** Control planes that a host is asked to take out of etcd. */
+export const formerOf = (host: Host): readonly string[] =>
+	(roleOf(host)?.parameters.formerControlPlanes as string[] | undefined) ?? [];
+
 /** Whether a living control plane has taken a dead one out of etcd. */
-export const isRemovedFromEtcd = (known: readonly Known[], name: string): boolean =>
-	known.some(
-		({ host }) =>
-			(roleOf(host)?.parameters.formerControlPlanes as string[] | undefined)?.includes(name) === true &&
+export const isRemovedFromEtcd = ({ cluster, hosts }: Observed, name: string): boolean =>
+	hosts.some(
+		(host) =>
+			clusterOf(host) === cluster.metadata.name &&
+			formerOf(host).includes(name) &&
 			isUpToDate(host) &&
 			reportOf(host)?.phase === "Applied",
 	);

@@ -104,6 +104,17 @@ describe("control planes up and down", () => {
 	});
 
 	it.each([
+		["has lost its power", (site: Site) => site.powerOff("h2")],
+		["has no Host any more", (site: Site) => site.deleteHost("h2")],
+	])("exchanges all of them although one %s: one that leaves takes it out of etcd", (_name, kill) => {
+		const site = made(["h1", "h2", "h3"], ["h5", "h6", "h7"]);
+		kill(site);
+		site.now += 61_000;
+		settleWell(site.edit({ controlPlane: { hosts: ["h5", "h6", "h7"] } }));
+		expect([...site.etcd].toSorted()).toEqual(["h5", "h6", "h7"]);
+	});
+
+	it.each([
 		["before it is told to go", 0],
 		["while it is drained", 2],
 		["while it is cleaned", 3],
@@ -128,7 +139,7 @@ describe("control planes up and down", () => {
 
 	it("takes one out of etcd whose Host was deleted by force", () => {
 		const site = made(["h1", "h2", "h3"], ["h5"]);
-		site.hosts = site.hosts.filter(({ metadata }) => metadata.name !== "h2");
+		site.deleteHost("h2");
 		settleWell(site.edit({ controlPlane: { hosts: ["h1", "h3", "h5"] } }));
 		expect([...site.etcd].sort()).toEqual(["h1", "h3", "h5"]);
 		expect(site.nodes.has("h2")).toBe(false);
@@ -139,7 +150,7 @@ describe("control planes up and down", () => {
 		["is enrolled anew under its name", ["h1", "h2", "h3"]],
 	])("takes one out of etcd whose Host was deleted by force some time before it %s", (_name, after) => {
 		const site = made(["h1", "h2", "h3"], ["h5"]);
-		site.hosts = site.hosts.filter(({ metadata }) => metadata.name !== "h2");
+		site.deleteHost("h2");
 		site.run(10);
 		expect(site.etcd.has("h2")).toBe(true);
 		if (after.includes("h2")) site.hosts.push(host("h2", 8));

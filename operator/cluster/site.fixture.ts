@@ -184,6 +184,10 @@ export class Site {
 			connection: { state: "Disconnected", since: new Date(this.now).toISOString() },
 		};
 	}
+	/** A Host is deleted by force: nobody knows any more what becomes of its machine. */
+	deleteHost(name: string): void {
+		this.hosts = this.hosts.filter(({ metadata }) => metadata.name !== name);
+	}
 	powerOn(name: string): void {
 		const each = this.host(name);
 		each.status = { ...each.status, connection: { state: "Connected", since: new Date(this.now).toISOString() } };
