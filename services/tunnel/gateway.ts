@@ -113,8 +113,6 @@ const PING_MS = 1_000;
 const PINGED_PART = 5;
 /** A certificate that was made a moment ago, by a clock that is a little ahead. */
 const CLOCK_SKEW_MS = 60_000;
-/** Receive windows of one host's streams together: a gateway carries many hosts. */
-const SESSION_BUDGET = 16 * 1024 * 1024;
 /** Streams to one host at once, by lane; more is refused with a hint when to try again. */
 const MAX_STREAMS: Readonly<Record<Lane, number>> = { control: 4, interactive: 512, bulk: 32 };
 /** Bytes that wait for hosts altogether; from there on no more streams are opened until some have left. */
@@ -122,6 +120,11 @@ const QUEUED_BUDGET = 64 * 1024 * 1024;
 /** Streams that a host may open: far more than any agent does. One that is refused this often in a row is cut off. */
 const OPENS = { perSecond: 20, burst: 100 };
 const MAX_ARTIFACTS = 16;
+/**
+ * Receive windows of one host's streams together: half of what an agent allows, since a gateway carries many hosts. For as many streams
+ * as there can be (those above, and control streams of a host that dials anew) the least window is set aside; windows grow into the rest.
+ */
+export const SESSION_LIMITS = { budget: 32 * 1024 * 1024, maxStreams: 600 };
 const MAX_REFUSED = 1_000;
 /** Before the bus is told again what it did not take. */
 const BUS_BACKOFF = { baseMs: 1_000 };
@@ -376,7 +379,7 @@ export class Gateway {
 					{ next: "Give the host its own certificate: enrol it again." },
 				);
 			},
-			limits: { pingAfterMs: 45_000, budget: SESSION_BUDGET, ...limits },
+			limits: { pingAfterMs: 45_000, ...SESSION_LIMITS, ...limits },
 			spend: (lane, bytes) => budget?.spend(lane, bytes) ?? 0,
 		});
 		return { session, shown, peer: () => peer as Peer };

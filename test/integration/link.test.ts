@@ -1,5 +1,6 @@
 import { once } from "node:events";
 import { connect, createServer } from "node:net";
+import { arrayBuffer } from "node:stream/consumers";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import { AddressBook } from "../../agent/link/addresses.ts";
@@ -76,6 +77,23 @@ test("a line that falls silent is noticed and told, and taken up again when it s
 	relay.behave();
 	await agent.up();
 });
+
+test("what a host sends fills a long line, and does not wait a round trip for each few kilobytes", async () => {
+	const SIZE = 24 * 1024 * 1024;
+	const gateway = await fixture.gateway();
+	const relay = await relayTo(() => gateway.port);
+	const agent = await fixture.link(relay.port, {
+		services: { "kube-apiserver": (stream) => void stream.resume().end(Buffer.alloc(SIZE)) },
+	});
+	relay.behave({ delayMs: 50 });
+	await agent.up();
+	// On a long line the gateway has the agent's HELLO later than the agent has the gateway's.
+	const stream = await vi.waitFor(() => fixture.open(gateway, "kube-apiserver.host-1:80"), patience);
+	const since = performance.now();
+	expect((await arrayBuffer(stream)).byteLength).toBe(SIZE);
+	// With windows of 16 KiB it would take 2.5 minutes, with the initial ones ten seconds.
+	expect(performance.now() - since).toBeLessThan(5_000);
+}, 60_000);
 
 test("a thin and slow line is alive as long as any byte comes, however late its pongs are", async () => {
 	const gateway = await fixture.gateway();

@@ -6,6 +6,7 @@ import { connect as connectTls, createServer as createTlsServer, type TLSSocket 
 import { type Lane, Session } from "../../../protocol/mux.ts";
 import { TUNNEL_PATH, TUNNEL_SUBPROTOCOL } from "../../../protocol/tunnel.ts";
 import { acceptWebSocket, requestWebSocket } from "../../../protocol/websocket.ts";
+import { SESSION_LIMITS } from "../../../services/tunnel/gateway.ts";
 
 /** What carries streams between two processes: a connection for each, or the tunnel. */
 export const carriers = ["tcp", "tls", "tunnel"] as const;
@@ -41,6 +42,7 @@ export async function serve(
 			const session = new Session(acceptWebSocket(request, socket, head, { subprotocol: TUNNEL_SUBPROTOCOL }), {
 				role: "server",
 				hello: hello("gateway"),
+				limits: SESSION_LIMITS,
 			});
 			sessions.add(session);
 			void session.closed.then(() => sessions.delete(session));
