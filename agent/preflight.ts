@@ -32,8 +32,8 @@ const features = {
 	nf_tables: () => existsSync("/sys/module/nf_tables"),
 	vxlan: () => existsSync("/sys/module/vxlan"),
 } as const;
-/** Ports of a Kubernetes node (kubernetes.io, Ports and Protocols). */
-const ports = [2379, 2380, 6443, 10250, 10257, 10259] as const;
+/** TCP ports of a Kubernetes node (kubernetes.io, Ports and Protocols): what the role's own preflight asks of a control plane. */
+export const NODE_PORTS: readonly number[] = [2379, 2380, 6443, 10250, 10256, 10257, 10259];
 
 /** What was seen on a host; `evaluate` says what to think of it. */
 export interface Probe {
@@ -77,7 +77,7 @@ export function probe({ installed = false, clockSkewSeconds = undefined as numbe
 		missingFeatures: Object.entries(features).flatMap(([name, seen]) => (seen() || mayLoad(name) ? [] : [name])),
 		missingCommands: Object.keys(commands).filter((name) => !inPath(name)),
 		portsTaken: listeningPorts(text("/proc/net/tcp") + text("/proc/net/tcp6")).filter((port) =>
-			ports.includes(port as never),
+			NODE_PORTS.includes(port),
 		),
 		installed,
 		...(foreignNode !== undefined && { foreignNode }),

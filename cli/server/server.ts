@@ -5,6 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { LocalBundles } from "../../agent/engine/bundles.ts";
 import { Engine, type EngineLog } from "../../agent/engine/engine.ts";
+import { NODE_PORTS } from "../../agent/preflight.ts";
 import { removeEmptyDirectories, statOf, writeDurable } from "../../agent/primitives/durable.ts";
 import { type Exec, type ExecOptions, execute } from "../../agent/primitives/exec.ts";
 import { checkHost } from "../../agent/primitives/preflight.ts";
@@ -76,7 +77,7 @@ export class Server {
 			cores: 2,
 			memoryMiB: 3500,
 			disks: installed ? [] : [{ path: "/var/lib", freeGiB: 15 }],
-			ports: installed ? [] : [443, 6443, 10250, 10256, 10257, 10259, 2379, 2380],
+			ports: installed ? [] : [443, ...NODE_PORTS],
 			absent: installed ? [] : ["/etc/kubernetes/kubelet.conf", "/run/containerd/containerd.sock"],
 			programs: { ip: "iproute2", nft: "nftables", modprobe: "kmod", mount: "mount" },
 		});

@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { parse, parseAllDocuments } from "yaml";
 import type { RoleFacts } from "../../agent/engine/facts.ts";
 import { render, type Step } from "../../agent/engine/pack.ts";
+import { NODE_PORTS } from "../../agent/preflight.ts";
 import type { KubernetesRoleInput } from "../../protocol/kubernetes-role.ts";
 import { packFiles as files, packFacts, packManifest } from "../../test/support/role-pack.ts";
 import { parametersSchema } from "./generate.ts";
@@ -84,6 +85,12 @@ describe("role pack kubernetes", () => {
 		expect(want(steps, "balancer").backends).toEqual(["10.0.0.11"]);
 		expect(step(steps, "plane-service")).toBeDefined();
 		expect(secrets).toEqual([token]);
+	});
+
+	it("demands no port but those that a host's checks have looked at", () => {
+		const ports = (mode: "init" | "join-worker") => want(rendered({ mode }).steps, "preflight").ports as number[];
+		expect(ports("init").toSorted((a, b) => a - b)).toEqual(NODE_PORTS);
+		expect(NODE_PORTS).toEqual(expect.arrayContaining(ports("join-worker")));
 	});
 
 	it("joins a worker, with its taints and the control planes to reach", () => {
