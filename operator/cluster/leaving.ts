@@ -71,6 +71,12 @@ export function planLeaving(
 	const hosts = observed.hosts.filter(
 		(host) => !names.has(host.metadata.name) && belongs(host, cluster) && !isDone(host),
 	);
+	const gone = ghosts(observed, names);
+	const lost = new Set(
+		[...gone.map(({ host }) => host), ...lostIn(observed, known)].filter(
+			(name) => !hosts.some(({ metadata }) => metadata.name === name),
+		),
+	);
 	const nodeOf = (host: Host) => workload?.nodes.find(({ name }) => name === host.metadata.name);
 	const actions: Action[] = [];
 
@@ -120,7 +126,7 @@ export function planLeaving(
 		if (isHeld && node?.drainStarted === undefined) return say("Waits until the host that is under way is done.");
 		if (role === "control-plane") {
 			const why = mayLeaveEtcd
-				? unsafeToLeave(observed, known, hosts.filter(isControlPlane), host)
+				? unsafeToLeave(observed, known, { leaving: hosts.filter(isControlPlane), lost: lost.size }, host)
 				: "another one leaves";
 			// One that can't go yet doesn't hold up one that can: that may be the sick one for which it waits.
 			if (why !== undefined) return say(`Waits: ${why}.`);
@@ -132,7 +138,7 @@ export function planLeaving(
 		return say(drainMessage(observed, node));
 	});
 
-	leaving.push(...ghosts(observed, names));
+	leaving.push(...gone);
 
 	// The Node goes when its host has been cleaned: until then the kubelet would make it anew.
 	for (const node of workload?.nodes ?? []) {
@@ -167,11 +173,21 @@ const ghosts = (observed: Observed, names: ReadonlySet<string>): readonly Leavin
 		}));
 };
 
+/**
+ * Control planes that are no members, as their Nodes tell: their Host is gone, or another cluster's, and etcd may count them. One that
+ * leaves in the ordinary way is among them as long as its Node is there.
+ */
+export const lostIn = ({ workload }: Observed, known: readonly Known[]): string[] =>
+	(workload?.nodes ?? [])
+		.filter(({ labels }) => CONTROL_PLANE_LABEL in labels)
+		.map(({ name }) => name)
+		.filter((name) => !known.some(({ member, begun }) => begun && member.host === name));
+
 /** Why taking a control plane out now could stop etcd; `undefined` when it keeps its majority. */
 function unsafeToLeave(
 	{ workload }: Observed,
 	known: readonly Known[],
-	leaving: readonly Host[],
+	{ leaving, lost }: { readonly leaving: readonly Host[]; readonly lost: number },
 	host: Host,
 ): string | undefined {
 	if (workload === undefined) return "the API server can't be asked whether etcd is well";
@@ -181,7 +197,7 @@ function unsafeToLeave(
 	if (staying.length === 0) return "no other control plane is there";
 	const others = leaving.filter((other) => other !== host && clusterOf(other) !== undefined);
 	const well = others.filter(({ metadata }) => workload.apiServers.get(metadata.name)?.ready).length + staying.length;
-	const members = others.length + staying.length;
+	const members = others.length + staying.length + lost;
 	return well >= quorum(members) ? undefined : `of ${members} etcd members only ${well} would be well`;
 }
 

@@ -6,8 +6,8 @@ import { assign, clusterOf, type Problem } from "./assign.ts";
 import { planDeletion } from "./deletion.ts";
 import { lacking } from "./extras.ts";
 import { isInitialized, mayJoin, planJoining } from "./joining.ts";
-import { planLeaving } from "./leaving.ts";
-import { type Known, knownOf, leavesFirst } from "./members.ts";
+import { type LeavingMember, lostIn, planLeaving } from "./leaving.ts";
+import { isConnected, type Known, knownOf, leavesFirst } from "./members.ts";
 import { placementCondition } from "./placement.ts";
 import { poolPatch } from "./pools.ts";
 import { planServing } from "./serving.ts";
@@ -42,7 +42,11 @@ export function plan(observed: Observed): Plan {
 		// Its role is gone, its Node not yet: it is between its two places.
 		turning.some((member) => !settled.leaving.some(({ host }) => host === member.host)) ||
 		known.some(({ begun, applied }) => (begun ? !applied : mayJoin(observed, known)));
-	const roll = initialized ? planRoll(observed, begun, isScaling) : NO_ROLL;
+	const isEtcdShort =
+		lostIn(observed, known).some((name) => !settled.leaving.some(({ host }) => host === name)) ||
+		settled.leaving.some((one) => one.role === "control-plane" && isOutOfReach(observed, one)) ||
+		known.some(({ member, begun }) => member.role === "control-plane" && !begun && mayJoin(observed, known));
+	const roll = initialized ? planRoll(observed, begun, { isScaling, isEtcdShort }) : NO_ROLL;
 	const leaving =
 		roll.inFlight.size === 0 ? settled : planLeaving(observed, known, members, { isHeld: true, initialized, turning });
 	const joining = planJoining(observed, known, leaving, roll);
@@ -80,6 +84,10 @@ const NO_ROLL: Roll = {
 	progress: undefined,
 	verdict: undefined,
 };
+
+/** A control plane that leaves and has no power, or none that we know of: the others take it out of etcd in a while. */
+const isOutOfReach = ({ hosts }: Observed, { host, isDeadMember }: LeavingMember): boolean =>
+	isDeadMember || !isConnected(hosts.find(({ metadata }) => metadata.name === host));
 
 /** Nothing was begun, and something stands in the way: begin nothing at all, so that nothing half-made stays. */
 function refuse({ cluster, versions }: Observed, problems: readonly Problem[]): Plan | undefined {

@@ -188,6 +188,10 @@ export class Site {
 	deleteHost(name: string): void {
 		this.hosts = this.hosts.filter(({ metadata }) => metadata.name !== name);
 	}
+	/** A machine is enrolled under a name that no Host has. */
+	enrol(name: string): void {
+		if (!this.has(name)) this.hosts.push(host(name, 8));
+	}
 	powerOn(name: string): void {
 		const each = this.host(name);
 		each.status = { ...each.status, connection: { state: "Connected", since: new Date(this.now).toISOString() } };
@@ -334,6 +338,9 @@ export class Site {
 		found.metadata = { ...found.metadata, annotations, generation: (found.metadata.generation ?? 0) + 1 };
 	}
 
+	has(name: string): boolean {
+		return this.hosts.some(({ metadata }) => metadata.name === name);
+	}
 	host(name: string): Host {
 		const found = this.hosts.find((each) => each.metadata.name === name);
 		if (found === undefined) throw new Error(`no host ${name}`);

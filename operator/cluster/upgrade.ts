@@ -37,9 +37,14 @@ const HOST_MS = 10 * 60_000;
  * Kubernetes). A host that fails returns to the version that worked there, and no other is taken.
  *
  * @param known Wanted members that have joined.
- * @param busy Whether members join or leave just now: the next host waits for that, one that is under way does not.
+ * @param isScaling Members join or leave just now: the next host waits for that, one that is under way does not.
+ * @param isEtcdShort etcd counts a member that is lost, or is about to get one: it can't spare another.
  */
-export function planRoll(observed: Observed, known: readonly Known[], busy: boolean): Roll {
+export function planRoll(
+	observed: Observed,
+	known: readonly Known[],
+	{ isScaling, isEtcdShort }: { readonly isScaling: boolean; readonly isEtcdShort: boolean },
+): Roll {
 	const { cluster, workload, now } = observed;
 	const target = cluster.spec.version;
 	const before = cluster.status?.upgrade;
@@ -66,7 +71,7 @@ export function planRoll(observed: Observed, known: readonly Known[], busy: bool
 	for (const entry of active) {
 		const one = byHost.get(entry.host);
 		if (one === undefined) continue;
-		if (isTurnLost(known, one, entry)) {
+		if (isTurnLost(known, one, entry, isEtcdShort)) {
 			entries.delete(entry.host);
 			continue;
 		}
@@ -81,7 +86,7 @@ export function planRoll(observed: Observed, known: readonly Known[], busy: bool
 	let blocked: string | undefined;
 	let waits: string | undefined;
 	const queue = order(behind, target).filter(({ member }) => !underWay().some(({ host }) => host === member.host));
-	if (stopped === undefined && !busy && workload !== undefined && queue.length > 0) {
+	if (stopped === undefined && !isScaling && !isEtcdShort && workload !== undefined && queue.length > 0) {
 		blocked = isUnderWay(before, target) ? undefined : findings(observed, known).join(" ") || undefined;
 		if (blocked === undefined) {
 			const chosen = choose(observed, known, queue, underWay());
@@ -154,14 +159,22 @@ const idle = (before: UpgradeStatus | undefined, now: number): Roll => {
 };
 
 /**
- * Whether a control plane that is still being drained gives its turn back, and its node into use: another one fell ill meanwhile,
- * and an etcd that lost one member can't spare another. Waiting with the turn in hand would keep the sick one from being exchanged.
+ * Whether a control plane that is still being drained gives its turn back, and its node into use: another one fell ill or was lost
+ * meanwhile, and an etcd that lost one member can't spare another. Waiting with the turn in hand would keep the sick one from being exchanged.
  */
-const isTurnLost = (known: readonly Known[], { member, asked }: Known, { applied, to }: Entry): boolean =>
+const isTurnLost = (
+	known: readonly Known[],
+	{ member, asked }: Known,
+	{ applied, to }: Entry,
+	isEtcdShort: boolean,
+): boolean =>
 	member.role === "control-plane" &&
 	applied === undefined &&
 	asked !== to &&
-	known.some((other) => other.member.role === "control-plane" && other.member.host !== member.host && !other.healthy);
+	(isEtcdShort ||
+		known.some(
+			(other) => other.member.role === "control-plane" && other.member.host !== member.host && !other.healthy,
+		));
 
 /** One look at a host whose turn it is. */
 function advance(
