@@ -143,6 +143,16 @@ describe.each(cases)("chart $chart with $values", ({ chart, namespace, values })
 	});
 });
 
+test.each([
+	[{}, "LoadBalancer", undefined],
+	[{ hostPort: 443 }, "ClusterIP", 443],
+])("an edge with %o is published by a Service of type %s and the node's port %s", async (edge, type, hostPort) => {
+	const made = manifests(await render(charts.groundplane, "groundplane-system", { ...coreValues, edge }));
+	const service = made.find(({ kind, metadata }) => kind === "Service" && metadata.name === "edge");
+	expect(service?.spec).toMatchObject({ type });
+	expect(containerOf(made, "edge").ports?.find(({ name }) => name === "https")?.hostPort).toBe(hostPort);
+});
+
 test("values that are not in the schema are refused", async () => {
 	for (const [chart, values] of [
 		[charts.region, { ...regionValues, tunnel: { replicas: 0 } }],

@@ -78,6 +78,7 @@ export function configFile(objects: readonly Manifest[], name: string, file: str
 /** A container as far as tests read it. */
 export interface Container {
 	env?: { name: string; value?: string }[];
+	ports?: { name: string; hostPort?: number }[];
 	readinessProbe?: { exec?: { command: string[] } };
 }
 

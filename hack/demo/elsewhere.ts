@@ -8,12 +8,18 @@ import type { Report } from "./demo.ts";
 const root = process.env.GP_ROOT ?? process.cwd();
 const release = join(root, "dist", "release");
 
-/** Installs the core on a cluster that exists already. Its nodes must be able to pull the images that `hack/build` made. */
-export async function onExistingCluster(kubeconfig: string, report: Report): Promise<void> {
-	report(`Installing the core with gp server init --kubeconfig ${kubeconfig}`);
-	await run(join(root, "hack", "gp"), ["server", "init", "--release", release, "--kubeconfig", kubeconfig], {
-		onLine: report,
-	});
+/**
+ * Installs the core on a cluster that exists already. Its nodes must be able to pull the images that `hack/build` made.
+ * `more` are further arguments of `gp server init`.
+ */
+export async function onExistingCluster(
+	kubeconfig: string,
+	report: Report,
+	more: readonly string[] = [],
+): Promise<void> {
+	const args = ["server", "init", "--release", release, "--kubeconfig", kubeconfig, ...more];
+	report(`Installing the core with gp ${args.join(" ")}`);
+	await run(join(root, "hack", "gp"), args, { onLine: report });
 	report("Done. Make a region next: docs/operators.md, section Regions.");
 }
 
@@ -40,12 +46,17 @@ export async function onKind(lab: string, report: Report): Promise<void> {
 		report(`Loading ${image}`);
 		await run("kind", ["load", "image-archive", join(release, "images", image), "--name", name]);
 	}
-	await onExistingCluster(kubeconfig, report);
+	const settings = join(directory, `${name}.server.json`);
+	await writeFile(settings, JSON.stringify(kindSettings));
+	await onExistingCluster(kubeconfig, report, ["--config", settings]);
 }
 
 /** The edge listens on the node's 443, and the machine's 443 leads there. */
+const EDGE_PORT = 443;
 const kindConfig = {
 	kind: "Cluster",
 	apiVersion: "kind.x-k8s.io/v1alpha4",
-	nodes: [{ role: "control-plane", extraPortMappings: [{ containerPort: 443, hostPort: 443 }] }],
+	nodes: [{ role: "control-plane", extraPortMappings: [{ containerPort: EDGE_PORT, hostPort: 443 }] }],
 };
+/** For `gp server init --config`. kind has no load balancer, so that a Service would lead nowhere. */
+const kindSettings = { values: { edge: { hostPort: EDGE_PORT } } };
