@@ -10,10 +10,10 @@ import {
 	formerOf,
 	isApplied,
 	isConnected,
-	isControlPlaneByMode,
 	isControlPlaneUp,
 	isUpToDate,
 	type Known,
+	leavingVersions,
 	modeOf,
 	outputsOf,
 	roleOf,
@@ -160,18 +160,6 @@ function joinVersion(observed: Observed, known: readonly Known[], initialized: b
 	}
 	return versions.size === 1 ? [...versions][0] : undefined;
 }
-
-/** Versions of control planes that leave and still serve, oldest first. */
-const leavingVersions = ({ cluster, hosts }: Observed, known: readonly Known[]): readonly string[] =>
-	hosts
-		.filter((host) => clusterOf(host) === cluster.metadata.name && isControlPlaneByMode(host))
-		.filter(
-			({ metadata }) => !known.some(({ member }) => member.host === metadata.name && member.role === "control-plane"),
-		)
-		.flatMap((host) => roleOf(host) ?? [])
-		.filter(({ parameters }) => parameters.prepare !== true)
-		.map(({ version }) => version)
-		.toSorted(compareVersions);
 
 /**
  * The control plane that publishes the certificates again: they last two hours, so a late joiner finds none. `undefined` while

@@ -1,6 +1,7 @@
 import type { Cluster } from "../../crds/cluster.ts";
 import type { Host, HostRole } from "../../crds/host.ts";
 import type { KubernetesRoleOutputs } from "../../protocol/kubernetes-role.ts";
+import { compareVersions } from "../../protocol/versions.ts";
 import { clusterOf, KUBERNETES_ROLE, type Member } from "./assign.ts";
 import type { MemberStatus, NodeState, Observed, WorkloadState } from "./state.ts";
 
@@ -104,6 +105,18 @@ export function belongs(host: Host, cluster: Cluster): boolean {
 	// A report from before the role was taken away says nothing about what is left.
 	return (isConnected(host) && !isUpToDate(host)) || reportOf(host) !== undefined;
 }
+
+/** Versions of control planes that leave and still serve, oldest first. */
+export const leavingVersions = ({ cluster, hosts }: Observed, known: readonly Known[]): readonly string[] =>
+	hosts
+		.filter((host) => clusterOf(host) === cluster.metadata.name && isControlPlaneByMode(host))
+		.filter(
+			({ metadata }) => !known.some(({ member }) => member.host === metadata.name && member.role === "control-plane"),
+		)
+		.flatMap((host) => roleOf(host) ?? [])
+		.filter(({ parameters }) => parameters.prepare !== true)
+		.map(({ version }) => version)
+		.toSorted(compareVersions);
 
 /**
  * Whether a host that is named has to leave its place in the cluster before it takes the one it is named for: workers don't

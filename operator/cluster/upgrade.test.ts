@@ -249,6 +249,18 @@ describe("hosts that change places in the middle of a change of version", () => 
 		settle(site, () => expect(isKubeletNewer(site)).toBe(false));
 	});
 
+	it("workers wait for a control plane that leaves and is older, itself waiting for one whose Host is not there", () => {
+		const site = threeAndTwo(["h4"]);
+		place(site, ["h1", "h2", "h5"], ["w1", "w2"]).edit({ version: NEW });
+		for (let i = 0; i < 60; i++) {
+			site.step();
+			expect(isKubeletNewer(site)).toBe(false);
+		}
+		expect(site.versionsOf()).toMatchObject({ h1: NEW, h2: NEW, h3: OLD, w1: OLD, w2: OLD });
+		place(site, ["h1", "h2", "h4"], ["w1", "w2"]).settle();
+		expect([site.last?.status.phase, all(site)]).toEqual(["Ready", [NEW]]);
+	});
+
 	it("control planes that come join with the version of the only one, which leaves and is further than the rest", () => {
 		const site = made(["h0"], ["w1"]);
 		site.hosts.push(

@@ -2,7 +2,7 @@ import { type Cluster, RETRY } from "../../crds/cluster.ts";
 import { compareVersions } from "../../protocol/versions.ts";
 import { drainAction, drainMessage } from "./drain.ts";
 import { lacking } from "./extras.ts";
-import { isConnected, isUpToDate, type Known, reportOf } from "./members.ts";
+import { isConnected, isUpToDate, type Known, leavingVersions, reportOf } from "./members.ts";
 import { notesOf, preflight } from "./preflight.ts";
 import type { Action, Observed, Progress, UpgradeStatus } from "./state.ts";
 import { usualSeconds } from "./usual.ts";
@@ -256,11 +256,12 @@ export function order<T extends { member: { role: string }; asked: string | unde
 
 /** Who is taken next, or why nobody is. */
 function choose(
-	{ cluster }: Observed,
+	observed: Observed,
 	known: readonly Known[],
 	queue: readonly Known[],
 	underWay: readonly Entry[],
 ): { next: readonly Known[]; waits?: string } {
+	const { cluster } = observed;
 	const taken = new Set(underWay.map(({ host }) => host));
 	const first = queue[0];
 	if (first === undefined) return { next: [] };
@@ -280,6 +281,12 @@ function choose(
 	}
 	if (underWay.some(({ host }) => known.some((one) => one.member.host === host && one.member.role === "control-plane")))
 		return { next: [] };
+	const [oldest] = leavingVersions(observed, known);
+	if (oldest !== undefined && compareVersions(oldest, cluster.spec.version) < 0)
+		return {
+			next: [],
+			waits: `A control plane that leaves is at ${oldest}; workers follow when it is gone, since no kubelet may be newer than an API server.`,
+		};
 	const sickWorkers = sick.filter(({ member }) => member.role === "worker").length;
 	const room = cluster.spec.upgradePolicy.maxUnavailableWorkers - taken.size - sickWorkers;
 	const above = compareVersions(first.asked ?? "", cluster.spec.version) > 0;
