@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { labelChanges, measurements } from "./host.ts";
+import { labelChanges, leftBehind, measurements } from "./host.ts";
 
 describe("gp host label", () => {
 	it("sets with = and takes away with -", () => {
@@ -14,6 +14,17 @@ describe("gp host label", () => {
 	it.each(["rack", "=a", "-", ""])("%j is refused", (label) =>
 		expect(() => labelChanges([label])).toThrow(/KEY=VALUE/),
 	);
+});
+
+it("what is left behind on a host is told with the cluster that it was of, where there was one", () => {
+	const since = "2026-01-01T00:00:00Z";
+	expect(leftBehind(undefined)).toEqual([]);
+	expect(
+		leftBehind([
+			{ role: "kubernetes", cluster: "shop", since, message: "Being undone." },
+			{ role: "other", since, message: "Being undone." },
+		]),
+	).toEqual([`kubernetes of cluster shop, since ${since}: Being undone.`, `other, since ${since}: Being undone.`]);
 });
 
 describe("what was measured on a host", () => {

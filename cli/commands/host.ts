@@ -40,7 +40,7 @@ export function hostCommand(): Command {
 	);
 
 	group.addCommand(
-		command("get", "show a host: facts, checks, roles, conditions")
+		command("get", "show a host: facts, checks, roles, what is left behind, conditions")
 			.argument("<name>")
 			.action(async (name: string, options: CommonOptions) =>
 				withSession(options, async (session) => {
@@ -219,6 +219,7 @@ function describe({ metadata, spec, status = {} }: Host): string {
 				[name, version, phase, progress, step, message].filter(Boolean).join("  "),
 			),
 		),
+		section("Left behind", leftBehind(status.leftBehind)),
 		section(
 			"Checks",
 			(status.checks ?? []).map(
@@ -231,6 +232,13 @@ function describe({ metadata, spec, status = {} }: Host): string {
 		.filter(Boolean)
 		.join("\n");
 }
+
+/** What is still on a host of clusters that are gone, a line each: what it was, since when, and when it goes. */
+export const leftBehind = (entries: NonNullable<Host["status"]>["leftBehind"] = []): string[] =>
+	entries.map(
+		({ role, cluster, since, message }) =>
+			`${role}${cluster === undefined ? "" : ` of cluster ${cluster}`}, since ${since}: ${message}`,
+	);
 
 /** What the agent has measured, a line each, with the time. */
 export function measurements({ fsync, clock, peers }: HostMeasurements = {}): string[] {

@@ -77,6 +77,7 @@ export function HostPage() {
 							<Panel title="Roles">
 								<Roles host={host} />
 							</Panel>
+							<LeftBehind host={host} />
 							<Panel title="Checks">
 								<Checks host={host} />
 							</Panel>
@@ -197,6 +198,26 @@ function Roles({ host }: { host: Host }) {
 				</Tbody>
 			</Table>
 		</div>
+	);
+}
+
+/** What is still here of clusters that are gone, if there is anything. */
+function LeftBehind({ host }: { host: Host }) {
+	const entries = host.status?.leftBehind ?? [];
+	if (entries.length === 0) return null;
+	return (
+		<Panel title="Left behind">
+			<DescriptionList isCompact>
+				{entries.map(({ role, cluster, since, message }) => (
+					<Fact key={role} term={cluster === undefined ? role : `${role} of cluster ${cluster}`}>
+						{message}
+						<div className="gp-subtle">
+							left <Ago at={since} />
+						</div>
+					</Fact>
+				))}
+			</DescriptionList>
+		</Panel>
 	);
 }
 
