@@ -229,7 +229,7 @@ async function priceOfForce(session: Session, name: string): Promise<Groundplane
 		);
 	return new GroundplaneError(
 		"PrerequisiteNotMet",
-		`--force ends ${name} at once on all of its ${members.length} hosts: pods are killed without notice or drain, and what they kept on local disks is lost. A host that can't be cleaned now is not waited for: it is listed in its status (leftBehind), can't join another cluster, and cleans itself at its next contact.${gone}`,
+		`--force ends ${name} at once on all of its ${members.length} hosts: pods are killed without notice or drain, and what they kept in their containers and in emptyDir volumes is lost; hostPath directories and local-path volumes stay on the hosts' disks. A host that can't be cleaned now is not waited for: it is listed in its status (leftBehind), can't join another cluster, and cleans itself at its next contact.${gone}`,
 		{ next: `Leave --force out to end it in order, or run: gp cluster delete ${name} --force --yes` },
 	);
 }
