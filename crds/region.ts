@@ -28,7 +28,7 @@ export const regionSpec = z
 		customer: z.string().min(1).max(200).describe("Who the region belongs to, as it is shown in consoles and alerts."),
 		domain: domainName
 			.describe(
-				"Domain that people and hosts dial on port 443. It and tunnel.DOMAIN must resolve to the provider's address. It can't change: hosts hold on to it.",
+				"Domain that people and hosts dial on port 443: it must resolve to the provider's edge, and can't change, for hosts hold on to it. tunnel.DOMAIN, the TLS server name with which hosts ask for the tunnel there, needs no DNS record.",
 			)
 			.meta(
 				cel(
@@ -39,7 +39,7 @@ export const regionSpec = z
 					{
 						rule: "!self.startsWith('tunnel.')",
 						message:
-							"a domain can't begin with tunnel.: that is the name under which the region of the rest is dialled",
+							"a domain can't begin with tunnel.: that is the TLS server name of the tunnel of the region of the rest",
 					},
 				),
 			),
@@ -155,7 +155,7 @@ export const regionStatus = z.object({
 			console: z.string().optional().describe("Page for people."),
 			api: z.string().optional().describe("REST API."),
 			issuer: z.string().optional().describe("OpenID provider."),
-			tunnel: z.string().optional().describe("Server name and port of the tunnel that hosts dial."),
+			tunnel: z.string().optional().describe("TLS server name and port of the tunnel. Hosts dial the domain."),
 		})
 		.optional()
 		.describe("Where people and hosts reach the region."),
