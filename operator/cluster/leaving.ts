@@ -71,7 +71,7 @@ export function planLeaving(
 	const hosts = observed.hosts.filter(
 		(host) => !names.has(host.metadata.name) && belongs(host, cluster) && !isDone(host),
 	);
-	const gone = ghosts(observed, names);
+	const gone = ghosts(observed, known, names);
 	const lost = new Set(
 		[...gone.map(({ host }) => host), ...lostIn(observed, known)].filter(
 			(name) => !hosts.some(({ metadata }) => metadata.name === name),
@@ -150,22 +150,25 @@ export function planLeaving(
 
 /**
  * Control planes whose Host was deleted by force, and that are no longer named, or enrolled anew under their name: etcd still
- * counts them. The Node tells of one whose place in the status is already that of the host to come.
+ * counts them. The Node tells of one whose place in the status is already that of the host to come, or that was forgotten there
+ * while nobody could be asked.
  */
-const ghosts = (observed: Observed, names: ReadonlySet<string>): readonly LeavingMember[] => {
-	const { cluster, hosts, workload } = observed;
-	return (cluster.status?.members ?? [])
-		.filter(({ host }) => !names.has(host) && !isRemovedFromEtcd(observed, host))
-		.filter(({ host: name, role, phase }) => {
+const ghosts = (observed: Observed, known: readonly Known[], names: ReadonlySet<string>): readonly LeavingMember[] => {
+	const { cluster, hosts } = observed;
+	const members = cluster.status?.members ?? [];
+	const lost = lostIn(observed, known);
+	return [...new Set([...members.map(({ host }) => host), ...lost])]
+		.filter((name) => !names.has(name) && !isRemovedFromEtcd(observed, name))
+		.filter((name) => {
 			const host = hosts.find(({ metadata }) => metadata.name === name);
-			const node = workload?.nodes.find((one) => one.name === name);
-			const hasNode = node !== undefined && CONTROL_PLANE_LABEL in node.labels;
-			if (host === undefined) return hasNode || (role === "control-plane" && phase !== "Waiting");
+			const hasNode = lost.includes(name);
+			const place = members.find((member) => member.host === name);
+			if (host === undefined) return hasNode || (place?.role === "control-plane" && place.phase !== "Waiting");
 			// One whose role was taken away took itself out; one that is new never had it.
 			const hasLeft = host.metadata.annotations?.[FORMER_CLUSTER] === cluster.metadata.name;
 			return hasNode && !hasLeft && !belongs(host, cluster);
 		})
-		.map(({ host }) => ({
+		.map((host) => ({
 			host,
 			role: "control-plane",
 			message: "Its Host is gone: another control plane takes it out of etcd.",

@@ -145,6 +145,17 @@ describe("control planes up and down", () => {
 		expect(site.nodes.has("h2")).toBe(false);
 	});
 
+	it("takes one out of etcd that was forgotten while nobody could be asked", () => {
+		const site = made(["h1", "h2", "h3"]);
+		site.powerOff("h1");
+		site.deleteHost("h2");
+		site.run(3).edit({ controlPlane: { hosts: ["h1", "h3"] } });
+		site.run(5).powerOn("h1");
+		settleWell(site);
+		expect([...site.etcd]).toEqual(["h1", "h3"]);
+		expect(site.nodes.has("h2")).toBe(false);
+	});
+
 	it.each([
 		["is named no longer", ["h1", "h3", "h5"]],
 		["is enrolled anew under its name", ["h1", "h2", "h3"]],

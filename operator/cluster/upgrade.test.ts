@@ -35,9 +35,14 @@ const workersOf = (site: Site) => (site.cluster.spec.workers ?? []).flatMap((poo
 /** Whether etcd has a majority without a host: who loses more has to make his cluster anew. */
 const mayBeLost = (site: Site, name: string): boolean =>
 	!site.etcd.has(name) || site.etcdWell - 1 >= quorum(site.etcd.size);
-/** Whether etcd has two members for want of a Host: neither can change then without a moment's loss. */
+/**
+ * Whether etcd has two members and gets no third, for want of a Host or in the middle of a change of version, in which nobody joins:
+ * neither can change then without a moment's loss.
+ */
 const isStuckAtTwo = (site: Site): boolean =>
-	site.etcd.size === 2 && (site.cluster.spec.controlPlane.hosts ?? []).some((name) => !site.has(name));
+	site.etcd.size === 2 &&
+	((site.cluster.spec.controlPlane.hosts ?? []).some((name) => !site.has(name)) ||
+		new Set([...site.etcd].map((name) => site.nodes.get(name)?.version)).size > 1);
 const all = (site: Site) => [...new Set(Object.values(site.versionsOf()))];
 const isKubeletNewer = (site: Site): boolean => {
 	const nodes = [...site.nodes.values()];
