@@ -215,6 +215,17 @@ describe("Engine", () => {
 		await reaches(engine, "Applied");
 	});
 
+	it("never says that it is done with what it has not looked at yet", async () => {
+		const { engine } = start(bundle({ parameters, steps: steps() }, { "bin/tool": "#!" }), ok, role());
+		await reaches(engine, "Applied");
+		// A report goes up at once, under the number of the new document.
+		engine.setDesired(role("v1", { greeting: "good day" }));
+		expect(engine.status()[0]?.phase).toBe("Pending");
+		await reaches(engine, "Applied");
+		engine.setDesired(none);
+		expect(engine.status()[0]?.phase).toBe("Removing");
+	});
+
 	it("does not wait for a step of a role that was taken away", async () => {
 		const exec: Exec = (_file, _args, { signal } = {}) => stuck(signal);
 		const { engine } = start(bundle({ parameters, steps: steps() }, { "bin/tool": "#!" }), exec, role());

@@ -192,9 +192,7 @@ export class Engine {
 	}
 
 	#runOf(name: string, desired: DesiredRole | undefined): Run {
-		const fingerprint = createHash("sha256")
-			.update(JSON.stringify(desired ?? null))
-			.digest("hex");
+		const fingerprint = fingerprintOf(desired);
 		const known = this.#runs.get(name);
 		if (known?.fingerprint === fingerprint) return known;
 		return {
@@ -565,6 +563,9 @@ export class Engine {
 				? { done: Math.max(run.toRemove - left, 0), total: run.toRemove }
 				: { done: steps.filter((step) => isDone(step, journal)).length, total: steps.length }),
 		};
+		// Asked for something else a moment ago: how it stood with what was wanted before is no answer to that.
+		const wanted = this.#desired?.roles.find(({ name }) => name === run.name);
+		if (fingerprintOf(wanted) !== run.fingerprint) return { ...common, phase: wanted ? "Pending" : "Removing" };
 		if (run.failure) {
 			const { error, step } = run.failure;
 			const tries = run.failures > 1 ? ` (${run.failures} times)` : "";
@@ -593,6 +594,12 @@ export class Engine {
 		clearTimeout(timer);
 	}
 }
+
+/** Tells whether a role is wanted as it was. */
+const fingerprintOf = (desired: DesiredRole | undefined): string =>
+	createHash("sha256")
+		.update(JSON.stringify(desired ?? null))
+		.digest("hex");
 
 /** Path inside the bundle of the file that a step puts onto the host, for those that do. */
 const blobOf = ({ want }: Step): unknown => (want as { blob?: unknown }).blob;
