@@ -139,10 +139,12 @@ it("never touches a DNS that the cluster's people brought", async () => {
 	expect(cluster.ours).toEqual([]);
 });
 
-it("does nothing again because no API server answers", async () => {
+it("does nothing again because no API server answers, and does not pass over what is asked for anew", async () => {
 	const cluster = new Cluster(IDS, OURS);
 	cluster.answers = false;
 	const want = { ...node, wanted: true, config: "/none" };
 	expect(await coreDns.observe(want, cluster.context, once)).toEqual({ ok: true });
 	expect(await coreDns.observe(want, cluster.context, never)).toMatchObject({ ok: false });
+	const another = { last: "1", now: "2" };
+	expect(await coreDns.observe({ ...want, wanted: false }, cluster.context, another)).toMatchObject({ ok: false });
 });

@@ -51,8 +51,8 @@ export const coreDns: Primitive<z.output<typeof coreDnsWant>, { readonly config:
 	key: () => "core-dns",
 	async observe({ wanted }, context, applied) {
 		const found = await look(context);
-		// An API server that does not answer is not a reason to do it again.
-		if (typeof found === "string") return applied.last === undefined ? { ok: false, why: found } : { ok: true };
+		// An API server that does not answer is not a reason to do it again; what was never done is not done by that.
+		if (typeof found === "string") return applied.last === applied.now ? { ok: true } : { ok: false, why: found };
 		const why = problemOf(found, wanted);
 		return why === undefined ? { ok: true } : { ok: false, why };
 	},
