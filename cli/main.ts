@@ -17,6 +17,10 @@ const groups: Readonly<Record<string, { description: string; load: () => Promise
 		description: "say who is signed in",
 		load: async () => (await import("./commands/login.ts")).whoamiCommand(),
 	},
+	password: {
+		description: "change your own password",
+		load: async () => (await import("./commands/user.ts")).passwordCommand(),
+	},
 	region: {
 		description: "regions that you are signed in to",
 		load: async () => (await import("./commands/login.ts")).regionCommand(),

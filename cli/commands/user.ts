@@ -106,6 +106,50 @@ export function userCommand(): Command {
 	return group;
 }
 
+export function passwordCommand(): Command {
+	return command("password", "change your own password", { output: false })
+		.addHelpText("after", PASSWORD_HELP)
+		.action(async (options: CommonOptions) =>
+			withSession(options, async (session) => {
+				const { name } = await session.call<User>("GET", "/auth/api/v1/me");
+				await session.call("PUT", "/auth/api/v1/me/password", await readPasswords());
+				terminal.err(
+					`The password of ${name} is changed. Sign-ins in browsers have ended, API tokens are as good as before.`,
+				);
+				if (session.region.credentials?.type === "session") {
+					terminal.err(`So has yours here. Sign in again: gp login ${session.region.server}`);
+				}
+			}),
+		);
+}
+
+const PASSWORD_HELP = `
+It asks for the current password and twice for the new one, which has 12 characters at least. Where there is no terminal,
+both come from standard input: the current one on the first line, the new one on the second.
+
+Example:
+  gp password < passwords`;
+
+/** The current password and the new one: asked for at a terminal, else two lines of standard input. */
+export async function readPasswords(
+	isTerminal = process.stdin.isTTY === true,
+	read = readSecret,
+): Promise<{ current: string; new: string }> {
+	const refuse = (message: string, next: string) => new GroundplaneError("InvalidInput", message, { next });
+	if (isTerminal) {
+		const current = await read("Current password");
+		const wanted = await read("New password");
+		if ((await read("New password again")) === wanted) return { current, new: wanted };
+		throw refuse("The new password was not the same both times.", "Nothing is changed. Run gp password again.");
+	}
+	const [current, wanted, ...more] = (await read("Password")).split(/\r?\n/);
+	if (current && wanted && more.length === 0) return { current, new: wanted };
+	throw refuse(
+		"Standard input must be two lines: the current password and the new one.",
+		"gp password < file, or run it at a terminal, where it asks for them.",
+	);
+}
+
 interface ApiToken {
 	readonly id: string;
 	readonly name: string;

@@ -132,7 +132,7 @@ export function createApi(options: {
 		.route({
 			method: "put",
 			path: "/auth/api/v1/me/password",
-			summary: "Change one's own password. It ends all other sessions.",
+			summary: "Change one's own password. It ends every session; API tokens stay good.",
 			roles: [],
 			body: z.strictObject({ current: z.string().max(1024), new: password }),
 			handler: async ({ body, user: by, request }) => {
