@@ -31,6 +31,8 @@ class Cluster {
 	labels = new Map<string, Record<string, string>>();
 	disabled: boolean | undefined;
 	answers = true;
+	/** Who made the objects. */
+	manager = "kubeadm";
 	readonly done: string[] = [];
 
 	constructor(ids: readonly string[], labels: Record<string, string> = {}) {
@@ -54,7 +56,7 @@ class Cluster {
 			for (const id of args) if (this.labels.has(id)) this.labels.set(id, { ...this.labels.get(id), ...OURS });
 		if (verb === "replace") {
 			const { data, metadata } = JSON.parse(input);
-			expect(metadata).toMatchObject({ resourceVersion: "7" });
+			expect(metadata).toEqual({ name: "kubeadm-config", resourceVersion: "7", labels: {} });
 			this.disabled = parse(data.ClusterConfiguration).dns.disabled;
 			this.done.push(`disabled: ${this.disabled}`);
 		}
@@ -65,7 +67,7 @@ class Cluster {
 			{ kind: "ConfigMap", metadata: { name: "kubeadm-config", resourceVersion: "7" }, data: { ClusterConfiguration } },
 			...[...this.labels].map(([id, labels]) => ({
 				kind: id.split("/")[0],
-				metadata: { name: id.split("/")[1], labels },
+				metadata: { name: id.split("/")[1], labels, managedFields: [{ manager: this.manager }] },
 			})),
 		];
 		return { code: 0, stdout: JSON.stringify({ kind: "List", items }), stderr: "" };
@@ -136,6 +138,14 @@ it("never touches a DNS that the cluster's people brought", async () => {
 	expect(await cluster.converge(false)).toBeUndefined();
 	await expect(cluster.converge(true)).rejects.toThrow("a DNS of its own: Deployment/coredns");
 	expect(cluster.done).toEqual([]);
+	expect(cluster.ours).toEqual([]);
+});
+
+it("leaves a DNS that the cluster's people brought before kubeadm was told that it is theirs", async () => {
+	const cluster = new Cluster(IDS);
+	cluster.manager = "helm";
+	await cluster.converge(false);
+	expect(cluster.done).toEqual(["disabled: true"]);
 	expect(cluster.ours).toEqual([]);
 });
 

@@ -34,7 +34,12 @@ const objectList = z.object({
 	items: z.array(
 		z.looseObject({
 			kind: z.string(),
-			metadata: z.looseObject({ name: z.string(), labels: z.record(z.string(), z.string()).default({}) }),
+			metadata: z.looseObject({
+				name: z.string(),
+				labels: z.record(z.string(), z.string()).default({}),
+				/** Who wrote fields of it. */
+				managedFields: z.array(z.object({ manager: z.string().default("") })).default([]),
+			}),
 			data: z.record(z.string(), z.string()).default({}),
 		}),
 	),
@@ -64,8 +69,9 @@ export const coreDns: Primitive<z.output<typeof coreDnsWant>, { readonly config:
 		const isOff = isCoreDnsOff(configurationOf(found));
 		if (!wanted) {
 			if (isOff) return;
-			// All that is to be taken away has to be found, also what nobody has labelled yet.
-			await label(unlabelled(found), context);
+			// All that is to be taken away has to be found, also what nobody has labelled yet. A cluster that never had kubeadm's, and
+			// was made when that was not noted yet, may have a DNS of its people by these names.
+			await label(unlabelled(found.filter(isKubeadms)), context);
 			await configure(found, { disabled: true }, context);
 			return;
 		}
@@ -92,7 +98,7 @@ export const coreDns: Primitive<z.output<typeof coreDnsWant>, { readonly config:
 async function look(context: StepContext): Promise<KubeObject[] | string> {
 	const { code, stdout, stderr } = await kubectl(
 		context,
-		["get", "--ignore-not-found", "--output=json", KUBEADM_CONFIG, ...OBJECTS],
+		["get", "--ignore-not-found", "--show-managed-fields", "--output=json", KUBEADM_CONFIG, ...OBJECTS],
 		{ codes: true },
 	);
 	if (code !== 0) return `no API server answers: ${stderr.trim().slice(-200)}`;
@@ -104,6 +110,8 @@ const configurationOf = (found: readonly KubeObject[]): string =>
 	found.find((each) => idOf(each) === KUBEADM_CONFIG)?.data.ClusterConfiguration ?? "";
 const missing = (found: readonly KubeObject[]): string[] =>
 	OBJECTS.filter((id) => !found.some((each) => idOf(each) === id));
+const isKubeadms = ({ metadata }: KubeObject): boolean =>
+	metadata.managedFields.some(({ manager }) => manager === "kubeadm");
 const unlabelled = (found: readonly KubeObject[]): string[] =>
 	found.filter((each) => OBJECTS.includes(idOf(each)) && each.metadata.labels[LABEL.key] !== LABEL.value).map(idOf);
 
@@ -130,7 +138,9 @@ async function configure(
 	const object = found.find((each) => idOf(each) === KUBEADM_CONFIG);
 	const cluster = parse(configurationOf(found)) as { dns?: object };
 	const ClusterConfiguration = stringify({ ...cluster, dns: { ...cluster.dns, ...dns } });
-	const input = JSON.stringify({ ...object, data: { ...object?.data, ClusterConfiguration } });
+	// The API server keeps these itself.
+	const metadata = { ...object?.metadata, managedFields: undefined };
+	const input = JSON.stringify({ ...object, metadata, data: { ...object?.data, ClusterConfiguration } });
 	await kubectl(context, ["replace", "--filename=-"], { input });
 	return ClusterConfiguration;
 }
