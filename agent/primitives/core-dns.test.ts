@@ -57,12 +57,15 @@ class Cluster {
 		if (verb === "replace") {
 			const { data, metadata } = JSON.parse(input);
 			expect(metadata).toEqual({ name: "kubeadm-config", resourceVersion: "7", labels: {} });
-			this.disabled = parse(data.ClusterConfiguration).dns.disabled;
+			// kubeadm reads it as YAML 1.1.
+			const configuration = parse(data.ClusterConfiguration, { version: "1.1" });
+			expect(configuration).toMatchObject({ clusterName: "on" });
+			this.disabled = configuration.dns.disabled;
 			this.done.push(`disabled: ${this.disabled}`);
 		}
 		if (verb !== "get") return { code: 0, stdout: "", stderr: "" };
 		const dns = this.disabled === undefined ? "dns: {}" : `dns:\n  disabled: ${this.disabled}`;
-		const ClusterConfiguration = `kubernetesVersion: v1.35.4\nnetworking:\n  dnsDomain: shop\n${dns}\n`;
+		const ClusterConfiguration = `clusterName: "on"\nkubernetesVersion: v1.35.4\nnetworking:\n  dnsDomain: shop\n${dns}\n`;
 		const items = [
 			{ kind: "ConfigMap", metadata: { name: "kubeadm-config", resourceVersion: "7" }, data: { ClusterConfiguration } },
 			...[...this.labels].map(([id, labels]) => ({

@@ -137,7 +137,8 @@ async function configure(
 ): Promise<string> {
 	const object = found.find((each) => idOf(each) === KUBEADM_CONFIG);
 	const cluster = parse(configurationOf(found)) as { dns?: object };
-	const ClusterConfiguration = stringify({ ...cluster, dns: { ...cluster.dns, ...dns } });
+	// As Go reads it, for which a plain `on` is no text: so may a cluster be called.
+	const ClusterConfiguration = stringify({ ...cluster, dns: { ...cluster.dns, ...dns } }, { version: "1.1" });
 	// The API server keeps these itself.
 	const metadata = { ...object?.metadata, managedFields: undefined };
 	const input = JSON.stringify({ ...object, metadata, data: { ...object?.data, ClusterConfiguration } });

@@ -49,6 +49,20 @@ describe("role pack kubernetes", () => {
 		expect(pack.parameters, "run: node roles/kubernetes/generate.ts").toEqual(parametersSchema());
 	});
 
+	it.each(["on", "0815", "1e3"])("takes %s for a name: kubeadm reads YAML 1.1", (name) => {
+		const names = { cluster: name, nodeName: name, dnsDomain: name };
+		for (const mode of ["init", "join-worker"] as const) {
+			const { steps } = rendered({ ...names, mode, bootstrapToken: token, publishCertificates: "1" });
+			const read = ["kubeadm-config", "publish-config"]
+				.filter((config) => step(steps, config))
+				.flatMap((config) => parseAllDocuments(String(want(steps, config).content), { version: "1.1" }))
+				.map((document) => document.toJS());
+			for (const { nodeRegistration, clusterName, networking } of read)
+				for (const text of [nodeRegistration?.name, clusterName, networking?.dnsDomain])
+					if (text !== undefined) expect(text).toBe(name);
+		}
+	});
+
 	it("makes the first control plane", () => {
 		const { steps, secrets } = rendered({
 			bootstrapToken: token,
