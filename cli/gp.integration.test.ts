@@ -86,6 +86,13 @@ test("users come, change and go; who may not is told so", async () => {
 		stderr: expect.stringContaining("Forbidden"),
 	});
 	await ok(["user", "update", "eve", "--role", "operator"]);
+	const wrong = await gp(["password"], "not hers at all\na better password of hers\n", asEve);
+	expect(wrong).toMatchObject({ code: 3, stderr: expect.stringContaining("current password is wrong") });
+	const changed = await gp(["password"], "a long enough password\na better password of hers\n", asEve);
+	expect(changed).toMatchObject({ code: 0, stderr: expect.stringContaining("The password of eve is changed") });
+	const again = (password: string) => gp(login("--username", "eve", "--password-stdin"), password, asEve);
+	expect((await again("a long enough password")).code).toBe(3);
+	expect((await again("a better password of hers")).code).toBe(0);
 	await ok(["user", "delete", "eve"]);
 	expect((await gp(["user", "delete", "eve"])).code).toBe(4);
 	expect((await gp(["whoami"], "", asEve)).code).not.toBe(0);
