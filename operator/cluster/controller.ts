@@ -54,6 +54,8 @@ export function createClusterController(deps: ControllerDeps): Runnable {
 		concurrency: 16,
 		// The gateway of one region that does not answer must not take all of them.
 		perNamespace: 12,
+		// What fails for long, as a pod that can't be evicted, must not make a drain miss the minute in which it is forced.
+		maxDelay: 30_000,
 		log: deps.log,
 	});
 }

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import type { KubeClient } from "../kube/client.ts";
-import { askApiServers, metricsOf } from "./workload.ts";
+import { type KubeClient, KubeError } from "../kube/client.ts";
+import { askApiServers, drain, metricsOf } from "./workload.ts";
 
 const { signal } = new AbortController();
 type Client = Pick<KubeClient, "requestText">;
@@ -53,4 +53,22 @@ it("reads the counters of all API servers that answer, and fails when none does"
 	const broken = says(0, new Error("gone"));
 	expect(await metricsOf([says(0, "a"), broken, says(0, "b")], signal)).toEqual(["a", "b"]);
 	await expect(metricsOf([broken, broken], signal)).rejects.toThrow("gone");
+});
+
+it("asks for the eviction of all pods although one can't be evicted, and says so in the end", async () => {
+	const asked: string[] = [];
+	const pod = (name: string) => ({ metadata: { name, namespace: "shop" } });
+	const client = {
+		find: async () => ({ metadata: { name: "h1", annotations: {} }, spec: {} }),
+		patch: async () => ({}),
+		list: async () => ({ items: [pod("a"), pod("two-budgets"), pod("z")] }),
+		request: async (_method: string, path: string) => {
+			const name = path.split("/").at(-2) ?? "";
+			asked.push(name);
+			const failure = { httpStatus: 500, reason: "InternalError", next: "" };
+			if (name === "two-budgets") throw new KubeError("Internal", "more than one PodDisruptionBudget", failure);
+		},
+	} as unknown as KubeClient;
+	await expect(drain(client, "h1", { force: false, now: 0, signal })).rejects.toThrow("more than one");
+	expect(asked).toEqual(["a", "two-budgets", "z"]);
 });

@@ -243,6 +243,7 @@ export async function drain(
 			{ metadata: { annotations: { [DRAIN_STARTED]: started, ...cordoned } }, spec: { unschedulable: true } },
 		);
 	}
+	const failures: unknown[] = [];
 	for (const { metadata } of await evictable(client, node, signal)) {
 		if (metadata.deletionTimestamp !== undefined) continue;
 		const ref = { name: metadata.name, namespace: metadata.namespace };
@@ -257,9 +258,13 @@ export async function drain(
 				});
 			}
 		} catch (error) {
-			if (!(error instanceof KubeError && (error.httpStatus === 404 || error.httpStatus === 429))) throw error;
+			signal.throwIfAborted();
+			// One that can't be evicted, since two budgets hold it (500) or a webhook refuses, must not keep the others from going.
+			if (!(error instanceof KubeError && (error.httpStatus === 404 || error.httpStatus === 429))) failures.push(error);
 		}
 	}
+	const [first] = failures;
+	if (first !== undefined) throw first;
 	return !isDraining(current);
 }
 
