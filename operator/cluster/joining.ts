@@ -173,12 +173,15 @@ function publisherOf(observed: Observed, known: readonly Known[], leaving: Leavi
 		...goingOf(observed, leaving).filter(
 			({ metadata }) => observed.workload?.apiServers.get(metadata.name)?.ready === true,
 		),
-	].filter(isConnected);
+	].filter(doesAsTold);
 	const isAtIt = candidates.some(
 		(host) => roleOf(host)?.parameters.publishCertificates !== undefined && !(isUpToDate(host) && isApplied(host)),
 	);
 	return isAtIt ? undefined : candidates[0]?.metadata.name;
 }
+
+/** Whether a host would do at once what it is told. */
+const doesAsTold = (host: Host): boolean => isConnected(host) && !host.spec.maintenance;
 
 interface RoleContext {
 	readonly observed: Observed;
@@ -281,10 +284,12 @@ function removerOf(
 ): string | undefined {
 	if (!leaving.some(({ isDeadMember }) => isDeadMember)) return undefined;
 	const going = goingOf(observed, leaving);
-	const asked = [...controlPlanes.map(({ host }) => host), ...going].find((host) => formerOf(host).length > 0);
+	const asked = [...controlPlanes.map(({ host }) => host), ...going].find(
+		(host) => formerOf(host).length > 0 && !host.spec.maintenance,
+	);
 	const well =
-		controlPlanes.find(({ healthy }) => healthy)?.host ??
-		going.find((host) => isConnected(host) && observed.workload?.apiServers.get(host.metadata.name)?.ready === true);
+		controlPlanes.find(({ healthy, host }) => healthy && doesAsTold(host))?.host ??
+		going.find((host) => doesAsTold(host) && observed.workload?.apiServers.get(host.metadata.name)?.ready === true);
 	return (asked ?? well)?.metadata.name;
 }
 

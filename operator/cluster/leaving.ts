@@ -214,6 +214,8 @@ const wasJoined = (host: Host): boolean =>
 export function cleaningMessage(host: Host): string {
 	const report = reportOf(host);
 	if (!isConnected(host)) return "Not connected: it cleans itself when it is back.";
+	if (host.spec.maintenance)
+		return `In maintenance: it is cleaned after gp host maintenance ${host.metadata.name} off.`;
 	if (isUpToDate(host) && report?.phase === "Failed") return `Cleaning failed: ${report.message ?? report.step ?? ""}`;
 	return `Cleaning: ${report?.step ?? "waiting for the host"}.`;
 }

@@ -145,6 +145,18 @@ describe("control planes up and down", () => {
 		expect(site.nodes.has("h2")).toBe(false);
 	});
 
+	it.each([
+		["takes a dead one out of etcd", (site: Site) => site.powerOff("h3")],
+		["publishes the certificates", (site: Site) => Object.assign(site, { certificates: false })],
+	])("has one that is not in maintenance do what others wait for: it %s", (_name, need) => {
+		const site = made(["h1", "h2", "h3"], ["h5"]);
+		site.maintain("h1", true);
+		need(site);
+		site.now += 61_000;
+		site.edit({ controlPlane: { hosts: ["h1", "h2", "h5"] } }).run(100);
+		expect([...site.etcd]).toContain("h5");
+	});
+
 	it("takes one out of etcd that was forgotten while nobody could be asked", () => {
 		const site = made(["h1", "h2", "h3"]);
 		site.powerOff("h1");

@@ -192,6 +192,14 @@ export class Site {
 	enrol(name: string): void {
 		if (!this.has(name)) this.hosts.push(host(name, 8));
 	}
+	/** A person keeps the region from changing a host, or ends that. */
+	maintain(name: string, maintenance: boolean): void {
+		const { spec, metadata } = this.host(name);
+		Object.assign(this.host(name), {
+			spec: { ...spec, maintenance },
+			metadata: { ...metadata, generation: (metadata.generation ?? 0) + 1 },
+		});
+	}
 	powerOn(name: string): void {
 		const each = this.host(name);
 		each.status = { ...each.status, connection: { state: "Connected", since: new Date(this.now).toISOString() } };
@@ -269,7 +277,7 @@ export class Site {
 
 	/** The host's agent: pending, applying, applied or failed; a role that is not wanted any more is undone. */
 	private work(each: Host): void {
-		if (!isConnected(each)) return;
+		if (!isConnected(each) || each.spec.maintenance) return;
 		const name = each.metadata.name;
 		const wanted = roleOf(each);
 		const now = report(each);

@@ -221,6 +221,21 @@ describe("a host that fails", () => {
 		expect([site.last?.status.phase, all(site)]).toEqual(["Ready", [NEW]]);
 	});
 
+	it.each(["h2", "w1"])("is not taken while it is in maintenance: %s", (name) => {
+		const site = threeAndTwo();
+		site.maintain(name, true);
+		site.history.length = 0;
+		site.edit({ version: NEW }).run(300);
+		expect(site.history).not.toContain(`drain ${name}`);
+		expect([site.reason, site.message]).toEqual([
+			"UpgradeWaiting",
+			expect.stringContaining(`gp host maintenance ${name} off`),
+		]);
+		site.maintain(name, false);
+		site.settle();
+		expect([site.last?.status.phase, all(site)]).toEqual(["Ready", [NEW]]);
+	});
+
 	it("alone in its cluster is put back although nobody can be asked", () => {
 		const site = made(["h1"], []);
 		site.broken.add(`h1@${NEW}`);

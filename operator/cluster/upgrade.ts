@@ -275,6 +275,7 @@ function choose(
 		};
 	if (first.member.role === "control-plane") {
 		if (taken.size > 0) return { next: [] };
+		if (first.host.spec.maintenance) return { next: [], waits: maintenanceText([first]) };
 		return first.healthy
 			? { next: [first] }
 			: { next: [], waits: `${first.member.host} is not well; the change goes on when it is.` };
@@ -299,8 +300,18 @@ function choose(
 			next: [],
 			waits: `${sick.map(({ member }) => member.host).join(", ")} not well, and no more than ${cluster.spec.upgradePolicy.maxUnavailableWorkers} may be missing (upgradePolicy.maxUnavailableWorkers). Mend it, or take it out of the cluster.`,
 		};
-	return { next: fit.slice(0, Math.max(0, room)) };
+	const able = fit.filter(({ host }) => !host.spec.maintenance);
+	if (able.length === 0 && fit.length > 0 && taken.size === 0) return { next: [], waits: maintenanceText(fit) };
+	return { next: able.slice(0, Math.max(0, room)) };
 }
+
+/** Nothing is changed on such a host: it would be drained for nothing, and count as failed ten minutes later. */
+const maintenanceText = (those: readonly Known[]): string =>
+	those
+		.map(
+			({ member: { host } }) => `${host} is in maintenance; the change goes on after gp host maintenance ${host} off.`,
+		)
+		.join(" ");
 
 function progressOf(
 	observed: Observed,
