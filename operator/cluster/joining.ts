@@ -204,8 +204,10 @@ function roleFor(
 	const pool = poolOf(cluster, member);
 	const caCertHash = context.observed.hosts
 		.filter(
-			({ metadata }) =>
-				context.known.some((one) => one.member.host === metadata.name) || isLeaving(context, metadata.name),
+			(one) =>
+				context.known.some((each) => each.host === one) ||
+				// A Host that was deleted leaves its name to another, which may be another cluster's by now.
+				(isLeaving(context, one.metadata.name) && [undefined, cluster.metadata.name].includes(clusterOf(one))),
 		)
 		.map((candidate) => outputsOf(candidate)?.caCertHash)
 		.find((hash) => hash !== undefined);

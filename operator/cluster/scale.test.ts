@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { roleOf } from "./members.ts";
-import { host, Site } from "./site.fixture.ts";
+import { HASH, host, Site } from "./site.fixture.ts";
 
 const oneAndOne = {
 	version: "v1.36.3",
@@ -155,6 +155,19 @@ describe("control planes up and down", () => {
 		site.now += 61_000;
 		site.edit({ controlPlane: { hosts: ["h1", "h2", "h5"] } }).run(100);
 		expect([...site.etcd]).toContain("h5");
+	});
+
+	it("has nobody join by the CA of another cluster that has such a host meanwhile", () => {
+		const site = made(["h1", "h2", "h3"], ["h5"]);
+		site.deleteHost("h1");
+		const taken = host("h1", 0);
+		const outputs = { nodeName: "h1", caCertHash: `sha256:${"b".repeat(64)}` };
+		taken.spec.roles = [{ name: "kubernetes", version: "v1.36.3", parameters: { cluster: "other", mode: "init" } }];
+		taken.status = { ...taken.status, roles: [{ name: "kubernetes", phase: "Applied", outputs }] };
+		site.hosts.unshift(taken);
+		settleWell(site.edit({ controlPlane: { hosts: ["h2", "h3", "h5"] } }));
+		expect([...site.etcd].toSorted()).toEqual(["h2", "h3", "h5"]);
+		expect(site.pins).toEqual(new Set([HASH]));
 	});
 
 	it("takes one out of etcd that was forgotten while nobody could be asked", () => {

@@ -1,6 +1,7 @@
 import { type Cluster, clusterSpec } from "../../crds/cluster.ts";
 import type { Host } from "../../crds/host.ts";
 import { FORMER_CLUSTER } from "../host/summary.ts";
+import { clusterOf } from "./assign.ts";
 import type { Extras } from "./extras.ts";
 import { roleOf } from "./members.ts";
 import { plan } from "./plan.ts";
@@ -72,7 +73,11 @@ export class Site {
 			now: this.now,
 		};
 		const asked = this.hosts.filter(
-			(each) => isConnected(each) && roleOf(each) !== undefined && report(each)?.outputs?.caCertHash !== undefined,
+			(each) =>
+				isConnected(each) &&
+				roleOf(each) !== undefined &&
+				!this.isAnothers(each) &&
+				report(each)?.outputs?.caCertHash !== undefined,
 		);
 		const apiServers = new Map(asked.map((each) => [each.metadata.name, { ready: this.answers(each) }]));
 		if (![...apiServers.values()].some(({ ready }) => ready))
@@ -103,6 +108,10 @@ export class Site {
 		};
 	}
 
+	private isAnothers(each: Host): boolean {
+		return roleOf(each) !== undefined && clusterOf(each) !== this.cluster.metadata.name;
+	}
+
 	/** Members of etcd that live. A control plane that is being changed is down for that long. */
 	get etcdWell(): number {
 		return this.hosts.filter((each) => this.etcd.has(each.metadata.name) && this.answersAlone(each)).length;
@@ -112,7 +121,7 @@ export class Site {
 	}
 
 	private answersAlone(each: Host): boolean {
-		return isConnected(each) && report(each)?.phase === "Applied";
+		return isConnected(each) && !this.isAnothers(each) && report(each)?.phase === "Applied";
 	}
 	private answers(each: Host): boolean {
 		return this.answersAlone(each) && this.etcdHasQuorum;
@@ -277,7 +286,7 @@ export class Site {
 
 	/** The host's agent: pending, applying, applied or failed; a role that is not wanted any more is undone. */
 	private work(each: Host): void {
-		if (!isConnected(each) || each.spec.maintenance) return;
+		if (!isConnected(each) || each.spec.maintenance || this.isAnothers(each)) return;
 		const name = each.metadata.name;
 		const wanted = roleOf(each);
 		const now = report(each);
@@ -339,7 +348,10 @@ export class Site {
 
 	private readonly at = new Map<string, string>();
 
+	/** Pins of the cluster's CA that hosts were told. */
+	readonly pins = new Set<unknown>();
 	private setRole(name: string, roles: Host["spec"]["roles"]): void {
+		for (const { parameters } of roles) for (const pin of parameters.caCertHashes as string[]) this.pins.add(pin);
 		const found = this.host(name);
 		found.spec = { ...found.spec, roles };
 		const annotations = roles.length > 0 ? {} : { [FORMER_CLUSTER]: this.cluster.metadata.name };
