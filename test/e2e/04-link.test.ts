@@ -39,28 +39,89 @@ describe("the tunnel", () => {
 	});
 
 	it("loses no request while the gateway is replaced", async () => {
-		const over = new AbortController();
-		const failures: string[] = [];
-		let answered = 0;
-		const ask = async () => {
-			while (!over.signal.aborted) {
-				const { code, stderr } = await demo.clusterKubectl("demo", ["get", "--raw", "/api"], { check: false });
-				if (code === 0) answered++;
-				else failures.push(stderr);
-			}
-		};
-		const asking = [ask(), ask()];
-		await eventually(async () => expect(answered).toBeGreaterThan(0));
-		const before = answered;
-		await demo.kubectl(["rollout", "restart", "deployment/tunnel", "-n", demo.namespace]);
-		await demo.kubectl(["rollout", "status", "deployment/tunnel", "-n", demo.namespace, "--timeout=180s"]);
-		await delay(3_000);
-		over.abort();
-		await Promise.all(asking);
+		const { answered, failures } = await requestsDuring(async () => {
+			await demo.kubectl(["rollout", "restart", "deployment/tunnel", "-n", demo.namespace]);
+			await gatewaysReady();
+			await delay(3_000);
+		});
 		expect(failures).toEqual([]);
-		expect(answered).toBeGreaterThan(before);
+		expect(answered).toBeGreaterThan(0);
+	});
+
+	it("goes on through the spare tunnel when one of two gateways dies", async () => {
+		await gateways(2);
+		try {
+			const { gateway, spare } = await eventually(async () => {
+				const link = await linkOf("host-1");
+				expect(link).toMatchObject({ connected: true, gateway: expect.any(String), spare: expect.any(String) });
+				return link;
+			});
+			const { answered, failures } = await requestsDuring(async () => {
+				const dies = `kill -KILL $(grep -lzx HOSTNAME=${gateway} /proc/[0-9]*/environ | cut -d/ -f3)`;
+				await demo.lab.run("mgmt", ["sh", "-c", dies]);
+				await eventually(
+					async () => expect(await linkOf("host-1")).toMatchObject({ connected: true, gateway: spare }),
+					5_000,
+					100,
+				);
+				await delay(3_000);
+			});
+			// What was open broke; nobody asked in vain a second time.
+			expect(failures.length).toBeLessThanOrEqual(ASKERS);
+			expect(answered).toBeGreaterThan(ASKERS);
+		} finally {
+			await gateways(1);
+		}
+		await untilConnected("host-1");
 	});
 });
+
+/** How many ask for something of the cluster at the same time, each again and again. */
+const ASKERS = 2;
+
+/** What became of requests to the cluster's API server, by way of the region, made while something was done. */
+async function requestsDuring(something: () => Promise<void>): Promise<{ answered: number; failures: string[] }> {
+	const over = new AbortController();
+	const failures: string[] = [];
+	let answered = 0;
+	const ask = async () => {
+		while (!over.signal.aborted) {
+			const { code, stderr } = await demo.clusterKubectl("demo", ["get", "--raw", "/api"], { check: false });
+			if (code === 0) answered++;
+			else failures.push(stderr);
+		}
+	};
+	const asking = Array.from({ length: ASKERS }, ask);
+	try {
+		await eventually(async () => expect(answered).toBeGreaterThan(0));
+		answered = 0;
+		await something();
+	} finally {
+		over.abort();
+		await Promise.all(asking);
+	}
+	return { answered, failures };
+}
+
+async function gateways(replicas: number): Promise<void> {
+	const patch = JSON.stringify({ spec: { tunnel: { replicas } } });
+	await demo.kubectl(["patch", "region", demo.region, "--type=merge", "-p", patch]);
+	const asked = ["get", "deployment/tunnel", "-n", demo.namespace, "-o", "jsonpath={.spec.replicas}"];
+	await eventually(async () => expect((await demo.kubectl(asked)).stdout).toBe(`${replicas}`));
+	await gatewaysReady();
+}
+
+const gatewaysReady = () =>
+	demo.kubectl(["rollout", "status", "deployment/tunnel", "-n", demo.namespace, "--timeout=180s"]);
+
+interface Link {
+	connected: boolean;
+	gateway?: string;
+	spare?: string;
+}
+
+const linkOf = async (host: string): Promise<Link> =>
+	JSON.parse(await demo.lab.run(host, ["gp-agent", "status", "-o", "json"])).link;
 
 interface Doctor {
 	code: number;
