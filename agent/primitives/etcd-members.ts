@@ -26,13 +26,13 @@ export const etcdMembers: Primitive<z.output<typeof etcdMembersWant>, Record<str
 
 /**
  * Takes this host's member out of etcd before it stops, if there are others: afterwards it would count as lost. When that
- * can't be done although the cluster is alive, the host must stay. When no API server answers, there is nothing to save. Tells
- * whether nothing more can be done about it.
+ * can't be done although the cluster is alive, the host must stay. When neither an API server nor etcd answers, there is nothing to
+ * save. Tells whether nothing more can be done about it.
  */
 export async function leaveEtcd(nodeName: string, context: StepContext): Promise<boolean> {
 	if (!(await statOf("/etc/kubernetes/admin.conf")) || !(await statOf("/usr/local/bin/etcdctl"))) return false;
 	const endpoints = await endpointsOfOthers(nodeName, context);
-	if (endpoints === undefined) context.log("no API server answers: this host's member is left in etcd");
+	if (endpoints === undefined) context.log("neither an API server nor etcd answers: this host's member is left there");
 	if (endpoints === undefined || endpoints.length === 0) return true;
 	try {
 		return await takeOut(nodeName, endpoints, context);
@@ -74,8 +74,12 @@ const etcdPods = z.object({
 	),
 });
 
-/** Where the members of other control planes that are ready listen, as kubeadm notes it on their pods. */
-async function endpointsOfOthers(nodeName: string, { exec, signal }: StepContext): Promise<string[] | undefined> {
+/**
+ * Where the members of other control planes that are ready listen, as kubeadm notes it on their pods. When no API server answers, be it
+ * for a moment or for good, etcd knows as long as it has its majority. Undefined when neither does.
+ */
+export async function endpointsOfOthers(nodeName: string, context: StepContext): Promise<string[] | undefined> {
+	const { exec, signal } = context;
 	const question = ["-n", "kube-system", "get", "pods", "-l", "component=etcd", "-o", "json"];
 	const { code, stdout } = await exec(
 		"kubectl",
@@ -85,7 +89,11 @@ async function endpointsOfOthers(nodeName: string, { exec, signal }: StepContext
 			codes: true,
 		},
 	);
-	if (code !== 0) return undefined;
+	if (code !== 0) {
+		const all = await members(context).catch(() => undefined);
+		signal.throwIfAborted();
+		return all?.filter(({ name }) => name !== nodeName).flatMap(({ clientUrls }) => clientUrls);
+	}
 	return etcdPods
 		.parse(JSON.parse(stdout))
 		.items.filter(({ spec }) => spec.nodeName !== nodeName)
@@ -94,14 +102,28 @@ async function endpointsOfOthers(nodeName: string, { exec, signal }: StepContext
 		.filter((url) => url !== undefined);
 }
 
-async function members(context: StepContext, at?: readonly string[]): Promise<{ id: string; name: string }[]> {
+interface EtcdMember {
+	/** Hexadecimal. */
+	readonly id: string;
+	/** Empty before it has started for the first time. */
+	readonly name: string;
+	readonly clientUrls: readonly string[];
+}
+
+async function members(context: StepContext, at?: readonly string[]): Promise<EtcdMember[]> {
 	return membersIn(await etcdctl(context, ["member", "list"], at));
 }
 
 /** What `etcdctl member list` prints: ID (hexadecimal), status, name, peer URLs, client URLs, whether a learner. */
-export function membersIn(list: string): { id: string; name: string }[] {
+export function membersIn(list: string): EtcdMember[] {
 	const lines = list.split("\n").filter((line) => line !== "");
-	return lines.map((line) => line.split(", ")).map(([id = "", , name = ""]) => ({ id, name }));
+	return lines
+		.map((line) => line.split(", "))
+		.map(([id = "", , name = "", , urls = ""]) => ({
+			id,
+			name,
+			clientUrls: urls.split(",").filter((url) => url !== ""),
+		}));
 }
 
 const remove = (id: string, context: StepContext, at?: readonly string[]) =>

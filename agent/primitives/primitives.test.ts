@@ -22,7 +22,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { compareVersions, minorsBetween } from "../../protocol/versions.ts";
 import { balancer } from "./balancer.ts";
 import { directory } from "./directory.ts";
-import { membersIn, takeOut } from "./etcd-members.ts";
+import { endpointsOfOthers, membersIn, takeOut } from "./etcd-members.ts";
 import { type Exec, execute } from "./exec.ts";
 import { superseded } from "./image.ts";
 import { decide, type Found } from "./kubeadm.ts";
@@ -219,8 +219,8 @@ it("reads etcd's members", () => {
 		"8e9e05c52164694d, started, host-1, https://10.0.0.11:2380, https://10.0.0.11:2379, false\n" +
 		"91bc3c398fb3c146, unstarted, , https://10.0.0.12:2380, , true\n";
 	expect(membersIn(list)).toEqual([
-		{ id: "8e9e05c52164694d", name: "host-1" },
-		{ id: "91bc3c398fb3c146", name: "" },
+		{ id: "8e9e05c52164694d", name: "host-1", clientUrls: ["https://10.0.0.11:2379"] },
+		{ id: "91bc3c398fb3c146", name: "", clientUrls: [] },
 	]);
 });
 
@@ -251,6 +251,19 @@ describe("taking a member out of etcd", () => {
 	it("is left out for the last one, and for one that is out already", async () => {
 		expect(await run(members("host-1"))).toEqual({ isDone: true, removals: [] });
 		expect(await run(members("host-2", "host-3"), true)).toEqual({ isDone: true, removals: [] });
+	});
+
+	it.each([
+		["etcd tells where its others are", members("host-1", "host-2"), ["https://host-2:2379"]],
+		["etcd tells that it is alone", members("host-1"), []],
+		["etcd has lost its majority", undefined, undefined],
+	])("when no API server answers, and %s", async (_name, list, expected) => {
+		const exec: Exec = async (program) => {
+			if (program === "kubectl") return { code: 1, stdout: "", stderr: "connection refused" };
+			if (list === undefined) throw new Error("context deadline exceeded");
+			return { code: 0, stdout: list, stderr: "" };
+		};
+		expect(await endpointsOfOthers("host-1", context(exec))).toEqual(expected);
 	});
 
 	it("is left to kubeadm, which knows it by its address, when one has never started", async () => {
