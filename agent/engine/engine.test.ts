@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { inspect } from "node:util";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { stringify } from "yaml";
 import type { RoleStatus } from "../../protocol/facts.ts";
@@ -68,6 +69,7 @@ afterEach(async () => {
 	harnesses = [];
 });
 
+const warned = vi.fn<(fields: object, message: string) => void>();
 function start(bundles: BundleSource, exec: Exec, desired?: DesiredRoles): Harness {
 	const quiet = () => {};
 	const engine = new Engine({
@@ -76,7 +78,7 @@ function start(bundles: BundleSource, exec: Exec, desired?: DesiredRoles): Harne
 		exec,
 		random: () => 0,
 		recheckMs: 50,
-		log: { info: quiet, warn: quiet, error: quiet },
+		log: { info: quiet, warn: warned, error: quiet },
 		facts: () => ({ cgroup: "v2" }) as never,
 	});
 	const seen: RoleStatus[][] = [];
@@ -146,6 +148,8 @@ describe("Engine", () => {
 		await reaches(engine, "Failed");
 		expect(engine.status()[0]).toMatchObject({ step: "call", reason: "Internal", done: 4, total: 5 });
 		expect(engine.status()[0]?.message).toContain("the disk said no to [secret]");
+		expect(inspect(warned.mock.lastCall)).toMatch(/\[secret\]/);
+		expect(inspect(warned.mock.lastCall)).not.toContain("s3cret");
 		broken = false;
 		await reaches(engine, "Applied");
 	});

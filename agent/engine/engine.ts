@@ -241,7 +241,7 @@ export class Engine {
 			run.notBefore = now() + ceiling / 2 + random() * (ceiling / 2);
 			run.observed.clear();
 			log.warn(
-				{ role: run.name, step: run.failure.step, code: error.code, attempt: run.failures, err: thrown },
+				{ role: run.name, step: run.failure.step, code: error.code, attempt: run.failures, err: error },
 				error.message,
 			);
 			return true;
@@ -544,7 +544,8 @@ export class Engine {
 
 	#withoutSecrets(run: Run, error: GroundplaneError): GroundplaneError {
 		const secrets = run.rendered?.secrets ?? [];
-		if (!secrets.some((secret) => error.message.includes(secret))) return error;
+		const cause = error.cause instanceof Error ? error.cause.message : "";
+		if (!secrets.some((secret) => error.message.includes(secret) || cause.includes(secret))) return error;
 		const message = secrets.reduce((text, secret) => text.replaceAll(secret, "[secret]"), error.message);
 		return new GroundplaneError(error.code, message, { next: error.next });
 	}
