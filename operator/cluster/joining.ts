@@ -16,6 +16,7 @@ import {
 	leavingVersions,
 	modeOf,
 	outputsOf,
+	reportOf,
 	roleOf,
 } from "./members.ts";
 import { poolOf } from "./pools.ts";
@@ -171,7 +172,8 @@ function publisherOf(observed: Observed, known: readonly Known[], leaving: Leavi
 			.filter(({ member, healthy, awaitsNetwork }) => member.role === "control-plane" && (healthy || awaitsNetwork))
 			.map(({ host }) => host),
 		...goingOf(observed, leaving).filter(
-			({ metadata }) => observed.workload?.apiServers.get(metadata.name)?.ready === true,
+			(host) =>
+				reportOf(host)?.phase !== "Failed" && observed.workload?.apiServers.get(host.metadata.name)?.ready === true,
 		),
 	].filter(doesAsTold);
 	const isAtIt = candidates.some(

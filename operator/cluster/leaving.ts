@@ -122,7 +122,8 @@ export function planLeaving(
 		if (role === "control-plane" && !isConnected(host))
 			return say(`Not connected: if it is not back ${GONE_MS / 1000} s after it went, it is taken out of etcd.`);
 		const newcomer = waitsFor(host);
-		if (newcomer !== undefined) return { ...say(`Waits until ${newcomer.host} has joined.`), isWaiting: true };
+		if (newcomer !== undefined)
+			return { ...say(`Waits until ${newcomer.host} has joined.${failureText(host)}`), isWaiting: true };
 		if (isHeld && node?.drainStarted === undefined) return say("Waits until the host that is under way is done.");
 		if (role === "control-plane") {
 			const why = mayLeaveEtcd
@@ -209,6 +210,12 @@ const wasJoined = (host: Host): boolean =>
 	host.status?.roles?.some(({ name, outputs }) => name === "kubernetes" && outputs?.nodeName !== undefined) === true ||
 	isControlPlaneUp(host) ||
 	host.spec.roles.some(({ name, parameters }) => name === "kubernetes" && parameters.prepare !== true);
+
+/** What fails on one that has something to do before it goes: the newcomer may wait for that in turn. */
+function failureText(host: Host): string {
+	const { phase, step, message } = reportOf(host) ?? {};
+	return phase === "Failed" ? ` It fails before: ${[step, message].filter(Boolean).join(": ")}` : "";
+}
 
 /** How the cleaning of a host is doing whose role was taken away. */
 export function cleaningMessage(host: Host): string {

@@ -1,5 +1,7 @@
 import { describe, expect, it } from "vitest";
+import type { HostRole } from "../../crds/host.ts";
 import { roleOf } from "./members.ts";
+import { plan } from "./plan.ts";
 import { HASH, host, Site } from "./site.fixture.ts";
 
 const oneAndOne = {
@@ -88,6 +90,25 @@ describe("control planes up and down", () => {
 			}),
 		);
 		expect([...site.etcd].toSorted()).toEqual(after);
+	});
+
+	it("has another publish the certificates when one that leaves fails at it, and says so of that one", () => {
+		const site = made(["h1", "h2"], ["h5"]);
+		site.certificates = false;
+		site.edit({ controlPlane: { hosts: ["h5"] } });
+		while (roleOf(site.host("h1"))?.parameters.publishCertificates === undefined) site.step();
+		site.certificates = false;
+		const { observed } = site;
+		const roles = [{ name: "kubernetes", phase: "Failed" as const, step: "publish", message: "no room." }];
+		Object.assign(site.host("h1"), { status: { ...site.host("h1").status, roles } });
+		const { actions, status } = plan({ ...observed, hosts: site.hosts });
+		expect(status.members?.find(({ host: name }) => name === "h1")?.message).toBe(
+			"Waits until h5 has joined. It fails before: publish: no room.",
+		);
+		const told = actions.filter(({ type }) => type === "applyRole") as { host: string; role: HostRole }[];
+		expect(told.filter(({ role }) => "publishCertificates" in role.parameters).map(({ host: name }) => name)).toEqual([
+			"h2",
+		]);
 	});
 
 	it("takes a dead one out of etcd before its successor joins", () => {
