@@ -28,7 +28,7 @@ import { superseded } from "./image.ts";
 import { decide, type Found } from "./kubeadm.ts";
 import { checkHost, preflight } from "./preflight.ts";
 import type { StepContext } from "./primitive.ts";
-import { residue } from "./residue.ts";
+import { processesIn, residue } from "./residue.ts";
 import { unit } from "./unit.ts";
 import {
 	type Change,
@@ -445,6 +445,13 @@ describe("residue", () => {
 			expect(existsSync(place)).toBe(false);
 		},
 	);
+
+	it("takes no process of another PID namespace, which has no number here, for its own group", async () => {
+		mkdirSync(join(root, "below"));
+		writeFileSync(join(root, "cgroup.procs"), "0\n12\n");
+		writeFileSync(join(root, "below", "cgroup.procs"), "34\n0\n");
+		expect(await processesIn(root)).toEqual([12, 34]);
+	});
 
 	it.skipIf(process.getuid?.() !== 0)("lets control groups be that were there before", async () => {
 		mkdirSync(place);

@@ -76,13 +76,15 @@ async function endCgroup(place: string, { now, signal, log }: StepContext): Prom
 	}
 }
 
-async function processesIn(place: string): Promise<number[]> {
+/** Processes in a control group and those below. */
+export async function processesIn(place: string): Promise<number[]> {
 	try {
-		const own = (await readFile(join(place, "cgroup.procs"), "utf8")).split("\n").filter((line) => line !== "");
+		const own = (await readFile(join(place, "cgroup.procs"), "utf8")).split("\n").map(Number);
 		const below = await Promise.all((await directoriesIn(place)).map(processesIn));
-		return [...own.map(Number), ...below.flat()];
+		// A process of another PID namespace is 0, which would be ourselves and all that we started.
+		return [...own, ...below.flat()].filter((pid) => pid > 0);
 	} catch (error) {
-		if (isMissing(error)) return []; // gone meanwhile
+		if (isGone(error)) return [];
 		throw error;
 	}
 }
@@ -95,6 +97,10 @@ function kill(pid: number): void {
 	}
 }
 
+/** Whether a control group went meanwhile: ENODEV is what reading a file of it says that was opened before. */
+const isGone = (error: unknown): boolean =>
+	isMissing(error) || (error instanceof Error && "code" in error && error.code === "ENODEV");
+
 /** Removes a control group and those below, unless a process is still in one of them. */
 async function removedCgroup(place: string): Promise<boolean> {
 	try {
@@ -102,7 +108,7 @@ async function removedCgroup(place: string): Promise<boolean> {
 		await rmdir(place);
 		return true;
 	} catch (error) {
-		if (isMissing(error)) return true;
+		if (isGone(error)) return true;
 		if (error instanceof Error && "code" in error && error.code === "EBUSY") return false;
 		throw error;
 	}
