@@ -1,7 +1,7 @@
 import { randomBytes, randomInt } from "node:crypto";
 import type { Cluster, ClusterStatus } from "../../crds/cluster.ts";
 import { ASKED, EPOCH, type Host } from "../../crds/host.ts";
-import { asGroundplaneError, type GroundplaneError } from "../../protocol/errors.ts";
+import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import { type ControllerDeps, type Informers, regionOf } from "../deps.ts";
 import { FORMER_CLUSTER } from "../host/summary.ts";
 import { addFinalizer, applyStatus, removeFinalizer } from "../kube/apply.ts";
@@ -386,7 +386,18 @@ class ClusterReconciler {
 	}
 
 	async #finish(cluster: Cluster, leftBehind: readonly string[], signal: AbortSignal): Promise<void> {
-		const { client, events } = this.#deps;
+		const { client, events, informers } = this.#deps;
+		const { name } = cluster.metadata;
+		// A copy may be older than the role that was written a moment ago, and taking one away may have failed: nobody else would.
+		const held = (await this.#whole(relevantTo(informers, cluster).hosts, signal)).filter(
+			(host) => clusterOf(host) === name,
+		);
+		if (held.length > 0)
+			throw new GroundplaneError(
+				"Conflict",
+				`roles of cluster ${name} are still on ${held.map(({ metadata }) => metadata.name).join(", ")}`,
+				{ next: "Nothing: they are taken away, and then it goes." },
+			);
 		if (leftBehind.length > 0) {
 			events.event(
 				clusters,
