@@ -396,6 +396,10 @@ const deed = fc.oneof(
 		),
 	}),
 	fc.record({
+		kind: fc.constantFrom("maintain" as const, "end maintenance" as const),
+		host: fc.constantFrom("h1", "h2", "h3", "w1"),
+	}),
+	fc.record({
 		kind: fc.constantFrom("delete" as const, "enrol" as const),
 		host: fc.constantFrom("h1", "h2", "h3", "w1"),
 	}),
@@ -437,6 +441,8 @@ it("from every state that edits, failures and a lost status lead to, it reaches 
 					if (what.kind === "turn") place(site, what.hosts, ["h1", "w1", ...what.workers]);
 					if (what.kind === "power off" && site.has(what.host)) site.powerOff(what.host);
 					if (what.kind === "power on" && site.has(what.host)) site.powerOn(what.host);
+					if (what.kind === "maintain" && site.has(what.host)) site.maintain(what.host, true);
+					if (what.kind === "end maintenance" && site.has(what.host)) site.maintain(what.host, false);
 					if (what.kind === "delete" && mayBeLost(site, what.host)) site.deleteHost(what.host);
 					if (what.kind === "enrol") site.enrol(what.host);
 					if (what.kind === "hold") site.held.add(what.host);
@@ -450,7 +456,10 @@ it("from every state that edits, failures and a lost status lead to, it reaches 
 					for (let i = 0; i < looks; i++) look();
 				}
 				settle(900);
-				for (const { metadata } of site.hosts) site.powerOn(metadata.name);
+				for (const { metadata } of site.hosts) {
+					site.powerOn(metadata.name);
+					site.maintain(metadata.name, false);
+				}
 				for (const name of ["h1", "h2", "h3", "w1"]) site.enrol(name);
 				settle(900);
 				const { phase } = site.last?.status ?? {};
