@@ -93,13 +93,12 @@ function kill(pid: number): void {
 	try {
 		process.kill(pid, "SIGKILL");
 	} catch (error) {
-		if (!(error instanceof Error && "code" in error && error.code === "ESRCH")) throw error;
+		if (codeOf(error) !== "ESRCH") throw error;
 	}
 }
 
 /** Whether a control group went meanwhile: ENODEV is what reading a file of it says that was opened before. */
-const isGone = (error: unknown): boolean =>
-	isMissing(error) || (error instanceof Error && "code" in error && error.code === "ENODEV");
+const isGone = (error: unknown): boolean => isMissing(error) || codeOf(error) === "ENODEV";
 
 /** Removes a control group and those below, unless a process is still in one of them. */
 async function removedCgroup(place: string): Promise<boolean> {
@@ -109,7 +108,7 @@ async function removedCgroup(place: string): Promise<boolean> {
 		return true;
 	} catch (error) {
 		if (isGone(error)) return true;
-		if (error instanceof Error && "code" in error && error.code === "EBUSY") return false;
+		if (codeOf(error) === "EBUSY") return false;
 		throw error;
 	}
 }
@@ -118,3 +117,5 @@ async function directoriesIn(place: string): Promise<string[]> {
 	const entries = await readdir(place, { withFileTypes: true });
 	return entries.filter((entry) => entry.isDirectory()).map(({ name }) => join(place, name));
 }
+
+const codeOf = (error: unknown): string | undefined => (error as NodeJS.ErrnoException).code;
