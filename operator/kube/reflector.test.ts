@@ -140,6 +140,22 @@ describe("a reflector", () => {
 		await until(() => expect(api.watched[0]?.searchParams.get("resourceVersion")).toBe("20"));
 	});
 
+	it("TestReflectorFullListIfExpired: keeps nothing of the first pages that is not in the full list", async () => {
+		const api = new Scripted();
+		const first = {
+			metadata: { resourceVersion: "10", continue: "next" },
+			items: [object("gone", "1"), object("a", "2")],
+		};
+		api.lists = [
+			() => ({ body: first }),
+			() => ({ status: 410, body: gone.object }),
+			() => ({ body: list("20", object("a", "2")) }),
+		];
+		const { reflector, told } = await api.reflect({ pageSize: 2 });
+		await reflector.waitForSync();
+		expect(told()).toEqual(["added n/gone", "added n/a", "deleted n/gone"]);
+	});
+
 	it("TestReflectorExpiredExactResourceVersion: lists again on 410, telling only what is different", async () => {
 		const api = new Scripted();
 		api.lists = [

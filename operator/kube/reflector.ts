@@ -207,6 +207,8 @@ export class Reflector<T extends KubeObject> {
 			if (!isGone(error)) throw error;
 			// Compacted between two pages (a slow list of many objects): all at once, as client-go's pager does.
 			const { items, metadata } = await list({ ...this.#filter(), signal });
+			// What was on a page may be gone by now.
+			seen.clear();
 			for (const item of items) take(item);
 			return metadata.resourceVersion;
 		});
