@@ -156,6 +156,22 @@ describe("a reflector", () => {
 		expect(told()).toEqual(["added n/gone", "added n/a", "deleted n/gone"]);
 	});
 
+	it("TestReflectorListAndWatchInitConnBackoff: waits longer after each list that failed, however long that took", async () => {
+		const api = new Scripted();
+		let now = 0;
+		const at: number[] = [];
+		api.lists = [
+			() => {
+				now += 20_000;
+				at.push(performance.now());
+				return { status: 500, body: { kind: "Status", code: 500, reason: "InternalError" } };
+			},
+		];
+		await api.reflect({ now: () => now });
+		await until(() => expect(at).toHaveLength(4));
+		expect((at[3] as number) - (at[0] as number)).toBeGreaterThan(250 + 500 + 1000 - 50);
+	});
+
 	it("TestReflectorExpiredExactResourceVersion: lists again on 410, telling only what is different", async () => {
 		const api = new Scripted();
 		api.lists = [

@@ -161,7 +161,7 @@ export class Reflector<T extends KubeObject> {
 		const kind = this.resource.kind;
 		let failures = 0;
 		while (!signal.aborted) {
-			let startedAt = this.#now();
+			let startedAt: number | undefined;
 			let least = 0;
 			try {
 				if (this.#resourceVersion === undefined) await this.#list(signal);
@@ -172,7 +172,7 @@ export class Reflector<T extends KubeObject> {
 				if (failures === 0) continue;
 			} catch (error) {
 				if (signal.aborted) return;
-				if (this.#now() - startedAt > healthyWatch) failures = 0;
+				if (startedAt !== undefined && this.#now() - startedAt > healthyWatch) failures = 0;
 				if (this.#relist.signal.aborted) {
 					this.#relist = new AbortController();
 					this.#resourceVersion = undefined;
