@@ -172,6 +172,27 @@ describe("a reflector", () => {
 		expect((at[3] as number) - (at[0] as number)).toBeGreaterThan(250 + 500 + 1000 - 50);
 	});
 
+	// What the server told in a watch, and whether it is to be believed that the copy can be gone on from.
+	it.each([
+		["TestNoRelistOnTooManyRequests", 429, "TooManyRequests", 1],
+		["an API server that comes up", 503, "ServiceUnavailable", 1],
+		["a version that is compacted", 410, "Expired", 2],
+		["TestReflectorReplacesStoreOnUnsafeDelete", 500, "StorageReadError", 2],
+		["a version of another store", 400, "BadRequest", 2],
+	])("%s: a watch ends with %i %s, lists: %i", async (_, code, reason, lists) => {
+		const api = new Scripted();
+		api.lists = [
+			() => ({ body: list("3", object("a", "1"), object("corrupt", "2")) }),
+			() => ({ body: list("5", object("a", "1")) }),
+		];
+		const refusal = { type: "ERROR", object: { kind: "Status", code, reason, message: "a test's" } };
+		api.watches = [(send) => send(refusal), (send) => send(event("MODIFIED", "a", "6"))];
+		const { told } = await api.reflect();
+		await until(() => expect(told().at(-1)).toBe("updated n/a"));
+		expect(api.listed).toHaveLength(lists);
+		expect(told().includes("deleted n/corrupt")).toBe(lists === 2);
+	});
+
 	it("TestReflectorExpiredExactResourceVersion: lists again on 410, telling only what is different", async () => {
 		const api = new Scripted();
 		api.lists = [

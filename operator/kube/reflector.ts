@@ -50,6 +50,8 @@ export interface Change<T> {
 const baseDelay = 500;
 /** A watch that lasted this long was a good one: what ends it is the first failure of a new row. */
 const healthyWatch = 10_000;
+/** What a server answers that is too busy, or comes up: no word on our version. */
+const passing = [0, 429, 503];
 /** With three bookmarks missing nobody should go by the copy any more. */
 const staleAfter = 180_000;
 const NAMESPACE = "namespace";
@@ -181,7 +183,11 @@ export class Reflector<T extends KubeObject> {
 					this.#resourceVersion = undefined;
 				} else {
 					const { code, message } = asGroundplaneError(error);
-					if (error instanceof KubeError) least = error.retryAfter ?? 0;
+					if (error instanceof KubeError) {
+						least = error.retryAfter ?? 0;
+						// It would say the same of this version again, as of an event that it can't read any more.
+						if (!passing.includes(error.httpStatus)) this.#resourceVersion = undefined;
+					}
 					reflectorFailures.inc({ kind, code });
 					this.#log.warn({ code, err: message, failures }, "list or watch failed, trying again");
 				}
