@@ -193,6 +193,18 @@ describe("a reflector", () => {
 		expect(told().includes("deleted n/corrupt")).toBe(lists === 2);
 	});
 
+	it("lists again after silence: a server that was restored from a backup tells nothing before it is at our version again", async () => {
+		const api = new Scripted();
+		api.lists = [
+			() => ({ body: list("100", object("a", "90"), object("b", "95")) }),
+			() => ({ body: list("50", object("a", "40")) }),
+		];
+		api.watches = [() => {}, (send) => send(event("MODIFIED", "a", "51"))];
+		const { told } = await api.reflect({ inactivityTimeout: 50 });
+		await until(() => expect(told().slice(2)).toEqual(["updated n/a", "deleted n/b", "updated n/a"]));
+		expect(api.watched[1]?.searchParams.get("resourceVersion")).toBe("50");
+	});
+
 	it("TestReflectorExpiredExactResourceVersion: lists again on 410, telling only what is different", async () => {
 		const api = new Scripted();
 		api.lists = [

@@ -50,6 +50,8 @@ export interface Change<T> {
 const baseDelay = 500;
 /** A watch that lasted this long was a good one: what ends it is the first failure of a new row. */
 const healthyWatch = 10_000;
+/** How long a watch may be silent, in milliseconds: two bookmarks. */
+const silentAfter = 150_000;
 /** What a server answers that is too busy, or comes up: no word on our version. */
 const passing = [0, 429, 503];
 /** With three bookmarks missing nobody should go by the copy any more. */
@@ -159,16 +161,18 @@ export class Reflector<T extends KubeObject> {
 	}
 
 	async #follow(signal: AbortSignal): Promise<void> {
-		const { maxDelay = 30_000 } = this.#options;
+		const { maxDelay = 30_000, inactivityTimeout = silentAfter } = this.#options;
 		const kind = this.resource.kind;
 		let failures = 0;
 		while (!signal.aborted) {
 			let startedAt: number | undefined;
 			let least = 0;
+			// A server that was restored from a backup is behind our version, and tells nothing before it has caught up.
+			if (this.age > inactivityTimeout) this.#resourceVersion = undefined;
 			try {
 				if (this.#resourceVersion === undefined) await this.#list(signal);
 				startedAt = this.#now();
-				await this.#watch(signal);
+				await this.#watch(signal, inactivityTimeout);
 				// A server that ends watches at once must not be asked in a tight loop.
 				failures = this.#now() - startedAt < 1000 ? failures + 1 : 0;
 				if (failures === 0) continue;
@@ -244,14 +248,14 @@ export class Reflector<T extends KubeObject> {
 		}
 	}
 
-	async #watch(signal: AbortSignal): Promise<void> {
-		const { client, inactivityTimeout } = this.#options;
+	async #watch(signal: AbortSignal, inactivityTimeout: number): Promise<void> {
+		const { client } = this.#options;
 		reflectorWatches.inc({ kind: this.resource.kind });
 		await client.watch(
 			this.resource,
 			{
 				...this.#filter(),
-				...(inactivityTimeout === undefined ? {} : { inactivityTimeout }),
+				inactivityTimeout,
 				...(this.#resourceVersion === undefined ? {} : { resourceVersion: this.#resourceVersion }),
 				timeoutSeconds: Math.round(300 * (1 + this.#random())),
 			},
