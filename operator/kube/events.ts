@@ -1,20 +1,23 @@
 import { createHash } from "node:crypto";
 import type { Logger } from "pino";
 import { asGroundplaneError } from "../../protocol/errors.ts";
-import type { KubeClient } from "./client.ts";
+import { isNotFound, type KubeClient } from "./client.ts";
 import { eventsDropped } from "./metrics.ts";
 import { apiVersionOf, type EventObject, events, type KubeObject, type Resource } from "./resources.ts";
 
-/** The same event within this time only raises the count of the first one. */
+/** The same event within this time after the last one only raises its count. */
 const seriesWindow = 600_000;
+/** Warnings of one object and reason: with more different notes than this the further ones are counted together. */
+const mostSimilar = 10;
 /** A count is written at most this often. */
 const writeInterval = 30_000;
-const cacheSize = 1000;
+/** As client-go's: two for each of some hundred hosts that flap would not have found room in much less. */
+const cacheSize = 4096;
 /** Events are for people and may be lost: when this many wait (a whole region went away), further ones are dropped, as client-go does. */
 const mostWaiting = 1000;
 /** Written at the same time, so that they do not stand in the way of what matters. */
 const writers = 2;
-/** The API server refuses a longer note. */
+/** The API server refuses a longer note, in bytes. */
 const maxNote = 1024;
 
 export interface EventRecorderOptions {
@@ -30,14 +33,20 @@ export interface EventRecorderOptions {
 interface Seen {
 	name: string;
 	count: number;
-	firstAt: number;
+	/** When it last happened. */
+	at: number;
 	writtenAt: number;
 }
 
-/** Writes Kubernetes Events (`events.k8s.io/v1`), for people: a repeated one becomes a series. Failures are logged, never thrown. */
+/**
+ * Writes Kubernetes Events (`events.k8s.io/v1`), for people: a repeated one becomes a series, and so do warnings that differ by
+ * their note alone when there are many (a host that flaps). What goes well is told in full. Failures are logged, never thrown.
+ */
 export class EventRecorder {
 	readonly #options: EventRecorderOptions;
 	readonly #seen = new Map<string, Seen>();
+	/** How many warnings of an object and reason came in a row, each with another note. */
+	readonly #similar = new Map<string, { count: number; at: number }>();
 	readonly #waiting: (() => Promise<void>)[] = [];
 	#writing = 0;
 
@@ -59,7 +68,7 @@ export class EventRecorder {
 		}
 		const { log } = this.#options;
 		this.#waiting.push(() =>
-			this.#write(resource, object, type, reason, note.slice(0, maxNote)).catch((error) => {
+			this.#write(resource, object, type, reason, note).catch((error) => {
 				const { code, message } = asGroundplaneError(error);
 				log.warn({ code, err: message, reason }, "an event could not be written");
 			}),
@@ -74,54 +83,104 @@ export class EventRecorder {
 	}
 
 	async #write(resource: Resource, object: KubeObject, type: string, reason: string, note: string): Promise<void> {
-		const { client, component, instance, now = Date.now } = this.#options;
-		const { name, uid = "", resourceVersion } = object.metadata;
+		const { client, now = Date.now } = this.#options;
+		const { name, uid = "" } = object.metadata;
 		// Events of objects without a namespace live in `default` (Kubernetes convention).
 		const namespace = object.metadata.namespace ?? "default";
-		const id = createHash("sha256").update([resource.kind, uid, name, type, reason, note].join("\0")).digest("hex");
 		const at = now();
-		const time = new Date(at).toISOString().replace("Z", "000Z");
-		const seen = this.#seen.get(id);
-		if (seen !== undefined && at - seen.firstAt < seriesWindow) {
+		const kindOfEvent = [resource.kind, uid, name, type, reason];
+		let id = hash([...kindOfEvent, note]);
+		let text = note;
+		if (type === "Warning" && lately(this.#seen.get(id), at) === undefined) {
+			const similar = lately(this.#similar.get(hash(kindOfEvent)), at)?.count ?? 0;
+			remember(this.#similar, hash(kindOfEvent), { count: similar + 1, at });
+			if (similar >= mostSimilar) {
+				id = hash(kindOfEvent);
+				text = `(combined from similar events): ${note}`;
+			}
+		}
+		const seen = lately(this.#seen.get(id), at);
+		if (seen !== undefined) {
 			seen.count++;
+			seen.at = at;
+			remember(this.#seen, id, seen);
 			if (at - seen.writtenAt < writeInterval) return;
 			seen.writtenAt = at;
-			await client.patch(
-				events,
-				{ name: seen.name, namespace },
-				{ series: { count: seen.count, lastObservedTime: time } },
-				{ type: "merge" },
+			const series = { count: seen.count, lastObservedTime: microTime(at) };
+			const written = client.patch(events, { name: seen.name, namespace }, { series }, { type: "merge" });
+			const isThere = await written.then(
+				() => true,
+				(error) => {
+					if (isNotFound(error)) return false;
+					throw error;
+				},
 			);
-			return;
+			if (isThere) return;
+			// It has run out, or somebody deleted it.
 		}
 		const fresh = {
 			name: `${name.slice(0, 200)}.${id.slice(0, 8)}${at.toString(16)}`,
 			count: 1,
-			firstAt: at,
+			at,
 			writtenAt: at,
 		};
-		this.#seen.delete(id);
-		this.#seen.set(id, fresh);
-		const [oldest] = this.#seen.keys();
-		if (this.#seen.size > cacheSize && oldest !== undefined) this.#seen.delete(oldest);
-		const event: EventObject = {
-			metadata: { name: fresh.name, namespace },
-			eventTime: time,
+		remember(this.#seen, id, fresh);
+		await client.create(events, this.#eventOf(resource, object, type, reason, text, fresh)).catch((error) => {
+			// The next one is the first.
+			if (this.#seen.get(id) === fresh) this.#seen.delete(id);
+			throw error;
+		});
+	}
+
+	#eventOf(
+		resource: Resource,
+		object: KubeObject,
+		type: string,
+		reason: string,
+		note: string,
+		{ name, at }: Seen,
+	): EventObject {
+		const { component, instance } = this.#options;
+		const { namespace, uid = "", resourceVersion } = object.metadata;
+		return {
+			metadata: { name, namespace: namespace ?? "default" },
+			eventTime: microTime(at),
 			reportingController: component,
 			reportingInstance: instance,
 			action: reason,
 			reason,
-			note,
+			note: cut(note),
 			type,
 			regarding: {
 				apiVersion: apiVersionOf(resource),
 				kind: resource.kind,
-				name,
-				...(object.metadata.namespace === undefined ? {} : { namespace: object.metadata.namespace }),
+				name: object.metadata.name,
+				...(namespace === undefined ? {} : { namespace }),
 				uid,
 				...(resourceVersion === undefined ? {} : { resourceVersion }),
 			},
 		};
-		await client.create(events, event);
 	}
+}
+
+const hash = (parts: readonly string[]): string => createHash("sha256").update(parts.join("\0")).digest("hex");
+
+const microTime = (at: number): string => new Date(at).toISOString().replace("Z", "000Z");
+
+/** What happened last within the window of a series. */
+const lately = <T extends { at: number }>(known: T | undefined, at: number): T | undefined =>
+	known !== undefined && at - known.at < seriesWindow ? known : undefined;
+
+/** Puts it at the end, and forgets the first when there are too many. */
+function remember<T>(map: Map<string, T>, key: string, value: T): void {
+	map.delete(key);
+	map.set(key, value);
+	const [oldest] = map.keys();
+	if (map.size > cacheSize && oldest !== undefined) map.delete(oldest);
+}
+
+/** As much of a note as the API server takes, in whole letters. */
+function cut(note: string): string {
+	const bytes = Buffer.from(note);
+	return bytes.length <= maxNote ? note : new TextDecoder().decode(bytes.subarray(0, maxNote), { stream: true });
 }
