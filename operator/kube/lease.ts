@@ -112,10 +112,9 @@ class Elector {
 				this.#held = await client.create(leases, this.#lease({}, first), { signal: within });
 			} else {
 				const mine = lease.spec?.holderIdentity === identity;
-				if (!mine && this.#isValid(lease)) {
-					if (this.#held === undefined && this.#renewedAt > 0) this.#takenByOther = true;
-					return false;
-				}
+				// Who has held it takes it no second time: what it leads goes by the epoch of the first.
+				if (!mine && this.#renewedAt > 0) this.#takenByOther = true;
+				if (!mine && (this.#takenByOther || this.#isValid(lease))) return false;
 				const transitions = (lease.spec?.leaseTransitions ?? 0) + (mine ? 0 : 1);
 				this.#held = await client.replace(leases, this.#lease(lease, transitions), { signal: within });
 			}
@@ -141,13 +140,19 @@ class Elector {
 	async release(): Promise<void> {
 		const { client, log, name, namespace, identity } = this.#options;
 		this.#held = undefined;
-		try {
-			// Read anew: a renewal that was broken off may have been written all the same.
-			const lease = await client.get(leases, name, namespace);
-			if (lease.spec?.holderIdentity !== identity) return;
-			await client.replace(leases, { ...lease, spec: { ...lease.spec, holderIdentity: "", leaseDurationSeconds: 1 } });
-		} catch (error) {
-			log.warn({ lease: name, err: asGroundplaneError(error).message }, "the lease runs out by itself");
+		for (let attempt = 0; ; attempt++) {
+			try {
+				// Read anew: a renewal that was broken off may have been written all the same.
+				const lease = await client.get(leases, name, namespace);
+				if (lease.spec?.holderIdentity !== identity) return;
+				const spec = { ...lease.spec, holderIdentity: "", leaseDurationSeconds: 1 };
+				await client.replace(leases, { ...lease, spec });
+				return;
+			} catch (error) {
+				if (isConflict(error) && attempt < 5) continue;
+				log.warn({ lease: name, err: asGroundplaneError(error).message }, "the lease runs out by itself");
+				return;
+			}
 		}
 	}
 
