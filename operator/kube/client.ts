@@ -354,9 +354,10 @@ export class KubeClient {
 	/** Like {@link request}, with the body as it came. */
 	async requestText(method: string, path: string, options: RequestOptions = {}): Promise<string> {
 		const deadline = AbortSignal.timeout(this.#timeout);
+		const endsAt = performance.now() + this.#timeout;
 		const signal = options.signal === undefined ? deadline : AbortSignal.any([options.signal, deadline]);
 		try {
-			const response = await this.#send(method, path, { ...options, signal });
+			const response = await this.#send(method, path, { ...options, signal }, endsAt);
 			return await textOf(response);
 		} catch (error) {
 			options.signal?.throwIfAborted();
@@ -367,8 +368,16 @@ export class KubeClient {
 		}
 	}
 
-	/** Sends a request and gives the response once it is a success; 429 and 5xx are retried as the server asks (bounded). */
-	async #send(method: string, path: string, options: RequestOptions): Promise<http.IncomingMessage> {
+	/**
+	 * Sends a request and gives the response once it is a success; 429 and 5xx are retried as the server asks, as often and long as
+	 * is reasonable and not past `endsAt`.
+	 */
+	async #send(
+		method: string,
+		path: string,
+		options: RequestOptions,
+		endsAt = Number.POSITIVE_INFINITY,
+	): Promise<http.IncomingMessage> {
 		for (let attempt = 0; ; attempt++) {
 			this.#permit?.();
 			const response = await this.#once(method, path, options).catch((error) => {
@@ -389,8 +398,12 @@ export class KubeClient {
 			const wait = retryAfter ?? (code === 429 ? 1000 : undefined);
 			const throttled = code === 429 ? options.retryThrottled !== false : code >= 500;
 			if (throttled && wait !== undefined && wait <= maxRetryAfter && attempt < maxThrottledRetries) {
-				await delay(wait * (1 + Math.random() / 2), undefined, { signal: options.signal });
-				continue;
+				const pause = wait * (1 + Math.random() / 2);
+				// Whoever asked learns how long to wait, not that no answer came.
+				if (performance.now() + pause < endsAt) {
+					await delay(pause, undefined, { signal: options.signal });
+					continue;
+				}
 			}
 			throw fromStatus(status, `${method} ${path}`, retryAfter);
 		}
