@@ -213,7 +213,7 @@ export class Controller<T extends KubeObject> implements Runnable {
 		const retryIn = this.#queue.addRateLimited(key, error instanceof KubeError ? error.retryAfter : undefined);
 		const { code, message, next } = asGroundplaneError(error);
 		this.#metrics.results.error.inc();
-		reconcileErrors.inc({ controller: this.name, code });
+		reconcileErrors.inc({ controller: this.name });
 		const facts = {
 			object: key,
 			code,
@@ -289,6 +289,7 @@ function metricsOf(controller: string) {
 	};
 	// There from the beginning, so that the first increase is one.
 	for (const result of Object.values(results)) result.inc(0);
+	reconcileErrors.inc({ controller }, 0);
 	reconcileTimeouts.inc({ controller }, 0);
 	return { results, active: activeWorkers.labels({ controller }), time: reconcileTime.labels({ controller }) };
 }

@@ -1,6 +1,8 @@
+import { register } from "prom-client";
 import { describe, expect, it } from "vitest";
 import { setCondition } from "./conditions.ts";
 import { parseKubeConfig } from "./config.ts";
+import "./metrics.ts";
 
 describe("setCondition", () => {
 	const at = (seconds: number) => () => seconds * 1000;
@@ -42,5 +44,29 @@ users: [{ name: u, user: { ${user} } }]`;
 		await expect(parse(config("exec: { command: x }"))).rejects.toMatchObject({ code: "InvalidConfiguration" });
 		await expect(parse(config("token: t", ", insecure-skip-tls-verify: true"))).rejects.toThrow("verification");
 		await expect(parse("current-context: none")).rejects.toThrow('no usable context "none"');
+	});
+});
+
+// People's dashboards and alerts go by these (controller-runtime v0.25: pkg/internal/controller/metrics, pkg/internal/metrics).
+describe("metrics", () => {
+	it.each([
+		["controller_runtime_reconcile_total", "controller result"],
+		["controller_runtime_reconcile_errors_total", "controller"],
+		["controller_runtime_reconcile_timeouts_total", "controller"],
+		["controller_runtime_reconcile_time_seconds", "controller"],
+		["controller_runtime_max_concurrent_reconciles", "controller"],
+		["controller_runtime_active_workers", "controller"],
+		["workqueue_depth", "name controller priority"],
+		["workqueue_adds_total", "name controller"],
+		["workqueue_queue_duration_seconds", "name controller"],
+		["workqueue_work_duration_seconds", "name controller"],
+		["workqueue_unfinished_work_seconds", "name controller"],
+		["workqueue_longest_running_processor_seconds", "name controller"],
+		["workqueue_retries_total", "name controller"],
+		["rest_client_requests_total", "code method host"],
+		["leader_election_master_status", "name"],
+	])("%s has the labels %s, as controller-runtime's", (name, labels) => {
+		const metric = register.getSingleMetric(name) as unknown as { labelNames: string[] };
+		expect(metric.labelNames.join(" ")).toBe(labels);
 	});
 });

@@ -23,8 +23,8 @@ export const reconcileTotal = new Counter({
 });
 export const reconcileErrors = new Counter({
 	name: "controller_runtime_reconcile_errors_total",
-	help: "Failed reconciliations by controller and error code.",
-	labelNames: ["controller", "code"],
+	help: "Failed reconciliations by controller.",
+	labelNames: ["controller"],
 });
 export const reconcileTimeouts = new Counter({
 	name: "controller_runtime_reconcile_timeouts_total",
@@ -94,7 +94,7 @@ export const queueAdds = new Counter({
 });
 export const queueRetries = new Counter({
 	name: "workqueue_retries_total",
-	help: "Keys added again after a failure.",
+	help: "Keys added to come after a delay: again after a failure, or to be looked at later.",
 	labelNames: ["name", "controller"],
 });
 export const queueDuration = new Histogram({

@@ -310,17 +310,26 @@ describe("client-go metrics_test.go", () => {
 		await pass(25);
 		expect(await metric("workqueue_unfinished_work_seconds")).toBeCloseTo(0.025);
 		expect(await metric("workqueue_longest_running_processor_seconds")).toBeCloseTo(0.025);
-		// Added while it is worked on: counts once, and is not counted again when it comes back.
+		// Added while it is worked on: counts and waits from then on, once, and is not counted again when it comes back.
 		q.add("foo");
 		q.add("foo");
-		expect(await metric("workqueue_adds_total")).toBe(2);
+		const depth = () => metric("workqueue_depth", { priority: status });
+		expect([await metric("workqueue_adds_total"), await depth()]).toEqual([2, 1]);
+		q.add("foo", intent);
+		expect([await depth(), await metric("workqueue_depth", { priority: intent })]).toEqual([0, 1]);
+		await pass(25);
 		q.done("foo");
 		expect(await metric("workqueue_work_duration_seconds")).toBe(1);
-		expect([await metric("workqueue_adds_total"), await metric("workqueue_depth", { priority: status })]).toEqual([
-			2, 1,
-		]);
+		expect([await metric("workqueue_adds_total"), await depth()]).toEqual([2, 0]);
+		await q.get();
+		const durations = (await register.getSingleMetric("workqueue_queue_duration_seconds")?.get())?.values ?? [];
+		const sum = durations.find((value) => (value as { metricName?: string }).metricName?.endsWith("_sum"));
+		expect(sum?.value).toBeCloseTo(0.075);
+		// All that is added with a delay counts as a retry there.
 		q.addRateLimited("bar");
-		expect(await metric("workqueue_retries_total")).toBe(1);
+		q.addAfter("later", 10);
+		q.addAfter("now", 0);
+		expect(await metric("workqueue_retries_total")).toBe(2);
 		q.shutDown();
 		expect(await metric("workqueue_depth", { priority: status })).toBeUndefined();
 		expect(await metric("workqueue_unfinished_work_seconds")).toBeUndefined();

@@ -42,10 +42,10 @@ export class WorkQueue {
 	/** By priority: the groups in the order of their turns, each with its waiting keys in theirs. */
 	readonly #turns = [new Map<string, Set<string>>(), new Map<string, Set<string>>(), new Map<string, Set<string>>()];
 	/** What is worked on, with the time of its start; and how much of each group. */
-	readonly #processing = new Map<string, number>();
+	readonly #processing = new Map<string, { since: number }>();
 	readonly #busy = new Map<string, number>();
 	/** Added while being worked on. */
-	readonly #dirty = new Map<string, Priority>();
+	readonly #dirty = new Map<string, { priority: Priority; since: number }>();
 	readonly #delayed = new Map<string, { timer: NodeJS.Timeout; at: number; priority: Priority }>();
 	readonly #failures = new Map<string, number>();
 	readonly #takers = new Set<() => void>();
@@ -83,8 +83,10 @@ export class WorkQueue {
 			return;
 		}
 		const dirty = this.#dirty.get(key);
-		if (dirty === undefined) this.#metrics.adds.inc();
-		if (dirty === undefined || dirty < priority) this.#dirty.set(key, priority);
+		if (dirty === undefined) {
+			this.#metrics.adds.inc();
+			this.#dirty.set(key, { priority, since: this.#now() });
+		} else if (dirty.priority < priority) dirty.priority = priority;
 	}
 
 	/** Adds a key in `delay` milliseconds; of several delays the earliest counts. */
@@ -94,6 +96,7 @@ export class WorkQueue {
 			this.add(key, priority);
 			return;
 		}
+		this.#metrics.retries.inc();
 		const at = this.#now() + delay;
 		const pending = this.#delayed.get(key);
 		if (pending !== undefined) {
@@ -120,7 +123,6 @@ export class WorkQueue {
 	addRateLimited(key: string, least = 0): number {
 		const failures = this.#failures.get(key) ?? 0;
 		this.#failures.set(key, failures + 1);
-		this.#metrics.retries.inc();
 		const backoff = Math.min(this.#maxDelay, this.#baseDelay * 2 ** Math.min(failures, 30));
 		const delay = Math.max(backoff * (0.75 + this.#random() / 2), least, this.#retries.reserve());
 		this.addAfter(key, delay);
@@ -161,10 +163,10 @@ export class WorkQueue {
 
 	/** Work on the key is over. */
 	done(key: string): void {
-		const startedAt = this.#processing.get(key);
-		if (startedAt === undefined) return;
+		const work = this.#processing.get(key);
+		if (work === undefined) return;
 		this.#processing.delete(key);
-		this.#metrics.workDuration.observe((this.#now() - startedAt) / 1000);
+		this.#metrics.workDuration.observe((this.#now() - work.since) / 1000);
 		const group = groupOf(key);
 		const busy = (this.#busy.get(group) ?? 1) - 1;
 		if (busy === 0) this.#busy.delete(group);
@@ -172,7 +174,7 @@ export class WorkQueue {
 		const dirty = this.#dirty.get(key);
 		if (dirty !== undefined) {
 			this.#dirty.delete(key);
-			this.#push(key, dirty, false);
+			this.#push(key, dirty.priority, dirty.since);
 		}
 		// A key of its group may have waited for this.
 		if (busy + 1 >= this.#groupLimit) this.#wake();
@@ -191,19 +193,21 @@ export class WorkQueue {
 		queueSources.delete(this);
 	}
 
-	/** Number of waiting keys by priority, and how long (seconds) what is worked on has taken: in all, and the longest. */
+	/** Number of waiting keys by priority (with those that come again), and how long (seconds) what is worked on has taken: in all, and the longest. */
 	snapshot(): { depth: number[]; unfinished: number; longest: number } {
 		const depth = this.#turns.map((groups) => {
 			let sum = 0;
 			for (const keys of groups.values()) sum += keys.size;
 			return sum;
 		});
+		for (const { priority } of this.#dirty.values()) depth[priority] = (depth[priority] ?? 0) + 1;
 		const now = this.#now();
-		const ages = [...this.#processing.values()].map((since) => (now - since) / 1000);
+		const ages = [...this.#processing.values()].map(({ since }) => (now - since) / 1000);
 		return { depth, unfinished: ages.reduce((sum, age) => sum + age, 0), longest: Math.max(0, ...ages) };
 	}
 
-	#push(key: string, priority: Priority, counted = true): void {
+	/** `since` when it has waited already, and was counted. */
+	#push(key: string, priority: Priority, since?: number): void {
 		if (this.#shut) return;
 		const waiting = this.#waiting.get(key);
 		if (waiting !== undefined) {
@@ -211,8 +215,8 @@ export class WorkQueue {
 			this.#unqueue(key, waiting.priority);
 			waiting.priority = priority;
 		} else {
-			this.#waiting.set(key, { priority, since: this.#now() });
-			if (counted) this.#metrics.adds.inc();
+			this.#waiting.set(key, { priority, since: since ?? this.#now() });
+			if (since === undefined) this.#metrics.adds.inc();
 		}
 		const groups = this.#turns[priority] as Map<string, Set<string>>;
 		const group = groupOf(key);
@@ -245,7 +249,7 @@ export class WorkQueue {
 				const since = this.#waiting.get(key)?.since ?? 0;
 				this.#waiting.delete(key);
 				const now = this.#now();
-				this.#processing.set(key, now);
+				this.#processing.set(key, { since: now });
 				this.#busy.set(group, busy + 1);
 				this.#metrics.duration.observe((now - since) / 1000);
 				return key;
