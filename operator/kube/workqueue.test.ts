@@ -367,6 +367,19 @@ describe("controller-runtime priorityqueue_test.go", () => {
 		q.done("a");
 		expect(await take(q)).toEqual(["a", "x"]);
 	});
+	it("should retain the priority when there was an error", async () => {
+		const q = queue();
+		q.add("wanted", intent);
+		q.add("looked at", resync);
+		for (let i = 0; i < 2; i++) {
+			const key = (await q.get()) as string;
+			q.addRateLimited(key);
+			q.done(key);
+		}
+		q.add("reported", status);
+		await pass(100);
+		expect(await take(q)).toEqual(["wanted", "reported", "looked at"]);
+	});
 	it("gets pushed to the front if the priority increases", async () => {
 		const q = queue();
 		for (const key of ["a", "b", "c"]) q.add(key, resync);

@@ -41,8 +41,8 @@ export class WorkQueue {
 	readonly #waiting = new Map<string, { priority: Priority; since: number }>();
 	/** By priority: the groups in the order of their turns, each with its waiting keys in theirs. */
 	readonly #turns = [new Map<string, Set<string>>(), new Map<string, Set<string>>(), new Map<string, Set<string>>()];
-	/** What is worked on, with the time of its start; and how much of each group. */
-	readonly #processing = new Map<string, { since: number }>();
+	/** What is worked on, with how urgent it was and the time of its start; and how much of each group. */
+	readonly #processing = new Map<string, { priority: Priority; since: number }>();
 	readonly #busy = new Map<string, number>();
 	/** Added while being worked on. */
 	readonly #dirty = new Map<string, { priority: Priority; since: number }>();
@@ -118,14 +118,14 @@ export class WorkQueue {
 
 	/**
 	 * Adds a key that failed: after a delay that doubles with each failure, and not before `least` milliseconds (what a server
-	 * asked for) nor before the token bucket of all retries has one for it. Answers the delay.
+	 * asked for) nor before the token bucket of all retries has one for it. It stays as urgent as it was. Answers the delay.
 	 */
 	addRateLimited(key: string, least = 0): number {
 		const failures = this.#failures.get(key) ?? 0;
 		this.#failures.set(key, failures + 1);
 		const backoff = Math.min(this.#maxDelay, this.#baseDelay * 2 ** Math.min(failures, 30));
 		const delay = Math.max(backoff * (0.75 + this.#random() / 2), least, this.#retries.reserve());
-		this.addAfter(key, delay);
+		this.addAfter(key, delay, this.#processing.get(key)?.priority);
 		return delay;
 	}
 
@@ -249,7 +249,7 @@ export class WorkQueue {
 				const since = this.#waiting.get(key)?.since ?? 0;
 				this.#waiting.delete(key);
 				const now = this.#now();
-				this.#processing.set(key, { since: now });
+				this.#processing.set(key, { priority, since: now });
 				this.#busy.set(group, busy + 1);
 				this.#metrics.duration.observe((now - since) / 1000);
 				return key;
