@@ -27,6 +27,9 @@ const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount";
 /** Projected tokens live an hour or more and are renewed well ahead: reading the file once a minute is enough. */
 const tokenMaxAge = 60_000;
 
+/** A clock that only goes forward: one that is set back must not keep a token that has run out. */
+const forward = () => performance.now();
+
 /** Reads a token file at most once a minute, so that rotation is followed without a file read per request. */
 function tokenFile(path: string, now: () => number): () => string {
 	let token = "";
@@ -47,7 +50,7 @@ function tokenFile(path: string, now: () => number): () => string {
 export async function loadKubeConfig(
 	options: { kubeconfig?: string; context?: string; now?: () => number } = {},
 ): Promise<KubeConfig> {
-	const { kubeconfig = process.env.KUBECONFIG, context, now = Date.now } = options;
+	const { kubeconfig = process.env.KUBECONFIG, context, now = forward } = options;
 	if (kubeconfig !== undefined && kubeconfig !== "") return fromFile(kubeconfig, context, now);
 	const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env;
 	if (host !== undefined && port !== undefined) return inCluster(host, port, now);
@@ -116,7 +119,7 @@ interface KubeConfigFile {
 /** Parses a kubeconfig; relative paths in it are relative to `directory`. */
 export async function parseKubeConfig(
 	text: string,
-	{ directory, context: wanted, now = Date.now }: { directory: string; context?: string; now?: () => number },
+	{ directory, context: wanted, now = forward }: { directory: string; context?: string; now?: () => number },
 ): Promise<KubeConfig> {
 	// Only here, because inside a cluster no YAML is parsed and the parser costs memory.
 	const { parse } = await import("yaml");

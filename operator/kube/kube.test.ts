@@ -1,8 +1,13 @@
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { register } from "prom-client";
-import { describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
 import { setCondition } from "./conditions.ts";
 import { parseKubeConfig } from "./config.ts";
 import "./metrics.ts";
+
+afterEach(() => vi.useRealTimers());
 
 describe("setCondition", () => {
 	const at = (seconds: number) => () => seconds * 1000;
@@ -44,6 +49,18 @@ users: [{ name: u, user: { ${user} } }]`;
 		await expect(parse(config("exec: { command: x }"))).rejects.toMatchObject({ code: "InvalidConfiguration" });
 		await expect(parse(config("token: t", ", insecure-skip-tls-verify: true"))).rejects.toThrow("verification");
 		await expect(parse("current-context: none")).rejects.toThrow('no usable context "none"');
+	});
+	it("follows a token that is rotated, also when the clock is set back", async () => {
+		const directory = await mkdtemp(join(tmpdir(), "gp-token-"));
+		await writeFile(join(directory, "token"), "old");
+		vi.useFakeTimers({ toFake: ["Date", "performance"] });
+		const { token } = await parseKubeConfig(config("tokenFile: token"), { directory });
+		expect(token?.()).toBe("old");
+		await writeFile(join(directory, "token"), "new");
+		vi.setSystemTime(Date.now() - 3_600_000);
+		vi.advanceTimersByTime(61_000);
+		expect(token?.()).toBe("new");
+		await rm(directory, { recursive: true });
 	});
 });
 
