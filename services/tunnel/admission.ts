@@ -42,8 +42,11 @@ export class Admission {
 		this.#pause = options.pause ?? ((ms) => delay(ms));
 	}
 
-	/** Throws what the host is to be told. `fresh` asks whatever is remembered. */
-	async admit(host: string, serial: string, { fresh = false } = {}): Promise<void> {
+	/**
+	 * Throws what the host is to be told. `fresh` asks whatever is remembered. Answers whether it is known: false when nobody can be
+	 * asked and an older yes stands in.
+	 */
+	async admit(host: string, serial: string, { fresh = false } = {}): Promise<boolean> {
 		const key = `${host}/${serial}`;
 		const known = this.#known.get(key);
 		const age = known ? this.#now() - known.at : Number.POSITIVE_INFINITY;
@@ -52,14 +55,14 @@ export class Admission {
 		try {
 			answer = await this.#askPatiently(host, serial, known?.verdict.admitted ? 0 : PATIENCE_MS);
 		} catch (cause) {
-			if (known?.verdict.admitted && age < KNOWN_MS) return;
+			if (known?.verdict.admitted && age < KNOWN_MS) return false;
 			throw new GroundplaneError("BusUnavailable", "the region can't check this host's certificate at the moment", {
 				next: "Nothing: the agent tries again by itself. If it lasts, look at the pods hosts and nats of the region.",
 				cause,
 			});
 		}
 		this.#known.set(key, { verdict: answer, at: this.#now() });
-		judge(host, answer);
+		return judge(host, answer);
 	}
 
 	/** Asks until somebody answers or `ms` are over, ever more seldom and with jitter. */
@@ -94,8 +97,8 @@ export class Admission {
 /** Whether a "no" says something of the one who was asked (its database is away), and nothing of the host. */
 const isFault = (reason: ErrorCode = "Forbidden"): boolean => errorCodes[reason] >= 500;
 
-function judge(host: string, { admitted, reason, message }: Verdict): void {
-	if (admitted) return;
+function judge(host: string, { admitted, reason, message }: Verdict): true {
+	if (admitted) return true;
 	throw new GroundplaneError(reason ?? "Forbidden", message ?? `the region does not admit ${host}`, {
 		next: "Enrol the host again with a new join command, if it should be part of this region.",
 	});

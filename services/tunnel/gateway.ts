@@ -414,20 +414,29 @@ export class Gateway {
 
 	/**
 	 * The bus was away: nobody knows any more where hosts are, who was revoked and what hosts said.
-	 * Says and asks all of it again.
+	 * Says and asks all of it again, who was revoked until somebody answers: the hosts service may come back later than the bus.
 	 */
 	async resynchronize(): Promise<void> {
 		const connections = this.#all.values();
+		const unknown = new Set<Connection>();
 		const worker = async () => {
 			for (const connection of connections) {
 				if (!this.#all.has(connection)) continue;
-				await this.#check(connection, true);
+				if (!(await this.#check(connection))) unknown.add(connection);
 				await this.#register(connection);
 				if (connection.control && this.#current.get(connection.host) === connection)
 					this.#toHost(connection, { type: "report" });
 			}
 		};
 		await Promise.all(Array.from({ length: RESYNCHRONIZE_AT_ONCE }, worker));
+		for (let attempt = 0; unknown.size > 0; attempt++) {
+			this.#options.log.warn({ hosts: unknown.size }, "can't ask whether hosts may stay connected; asking again");
+			await delay(backoffMs(attempt, BUS_BACKOFF), undefined, { ref: false });
+			for (const connection of unknown) {
+				if (this.#all.has(connection) && !(await this.#check(connection))) break;
+				unknown.delete(connection);
+			}
+		}
 	}
 
 	/** Cuts tunnels whose certificate has ended, and forgets what is old. To be called now and then. */
@@ -763,12 +772,15 @@ export class Gateway {
 		}
 	}
 
-	async #check(connection: Connection, fresh: boolean): Promise<void> {
+	/** Cuts a tunnel whose host may not connect any more. Answers whether that could be asked. */
+	async #check(connection: Connection): Promise<boolean> {
 		try {
-			await this.#options.admission.admit(connection.host, connection.serial, { fresh });
+			return await this.#options.admission.admit(connection.host, connection.serial, { fresh: true });
 		} catch (error) {
 			const { code, message } = asGroundplaneError(error);
-			if (code !== "BusUnavailable") this.#end(connection, code, message);
+			if (code === "BusUnavailable") return false;
+			this.#end(connection, code, message);
+			return true;
 		}
 	}
 

@@ -739,6 +739,25 @@ test("a host that was revoked while the bus was away is cut when it is back", as
 	expect(agent.link.session).toBeUndefined();
 }, 40_000);
 
+test("… also when nobody can tell so at the moment at which the bus is back", async () => {
+	const gateway = await startGateway();
+	const agent = await startLink(gateway, { host: "host-7" });
+	await agent.up();
+	await nats.stop("kill");
+	let asked = 0;
+	const away = () => {
+		asked++;
+		return { admitted: false, reason: "DatabaseUnavailable", message: "The database can't be reached." };
+	};
+	verdicts.set("host-7", { toJSON: away });
+	await nats.start();
+	await vi.waitFor(() => expect(asked).toBeGreaterThan(0), patience);
+	expect(agent.link.session).toBeDefined();
+	verdicts.set("host-7", { admitted: false, reason: "CertificateRevoked", message: "it was stolen" });
+	await vi.waitFor(() => expect(agent.link.state.lastError?.code).toBe("CertificateRevoked"), patience);
+	expect(agent.link.session).toBeUndefined();
+}, 60_000);
+
 test("whoever dawdles over the handshake is closed, at every stage of it, and nobody else waits for that", async () => {
 	const gateway = await startGateway({ handshakeMs: 1_500 });
 	const identity = await certificates.host("host-1");
