@@ -893,3 +893,54 @@ describe("evidence for where etcd should run", () => {
 		subscription.unsubscribe();
 	});
 });
+
+describe("what goes wrong in the middle", () => {
+	const enrol = async (...names: string[]) => {
+		const { token } = await world.joinToken({ uses: names.length });
+		for (const name of names) expect((await world.enrol(token, await request(name))).status).toBe(201);
+	};
+	const linkOf = async (name: string) =>
+		(await world.database.query("SELECT link FROM hosts WHERE name = $1", [name])).rows[0]?.link;
+	/** Keeps a host's row, so that whoever wants to write to it waits until the transaction ends. */
+	const hold = async (name: string) => {
+		const transaction = await world.database.connect();
+		await transaction.query("BEGIN");
+		await transaction.query("SELECT FROM hosts WHERE name = $1 FOR UPDATE", [name]);
+		return transaction;
+	};
+	const waiting = (count: number) =>
+		eventually(async () => {
+			const { rows } = await world.database.query(
+				"SELECT count(*)::int AS count FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+			);
+			return rows[0].count === count;
+		}, `${count} statements wait`);
+	const facts = (name: string, agentVersion: string): UpMessage => ({
+		type: "facts",
+		agentVersion,
+		facts: { ...base, hostname: name },
+		checks,
+		certificateNotAfter: "2027-01-01T00:00:00Z",
+	});
+	let base: EnrollRequest["facts"];
+	beforeAll(async () => {
+		base = (await request("any")).facts;
+	});
+
+	test("an older tunnel's end and a newer one's beginning that are written at the same time leave the newer one", async () => {
+		await enrol("racing");
+		const held = world.nc.subscribe("hosts.racing.down", { callback: () => undefined });
+		world.link("racing", { state: "connected", epoch: 30 });
+		await eventually(async () => (await linkOf("racing"))?.epoch === 30, "the older tunnel");
+		const transaction = await hold("racing");
+		world.link("racing", { state: "disconnected", epoch: 30, reason: "TunnelClosed" });
+		await waiting(1);
+		await transaction.query(`UPDATE hosts SET link = link || '{"epoch": 31}' WHERE name = 'racing'`);
+		await transaction.query("COMMIT");
+		transaction.release();
+		await waiting(0);
+		await delay(500);
+		expect(await linkOf("racing")).toMatchObject({ state: "connected", epoch: 31 });
+		held.unsubscribe();
+	});
+});

@@ -224,14 +224,18 @@ export class Inventory {
 			const last = newest.get(host) ?? known.get(host) ?? null;
 			if (known.has(host) && !isStale(last, link) && !isSameTunnel(last, link)) newest.set(host, link);
 		}
-		const rows = [...newest].map(([name, link]) => ({ name, link }));
+		const rows = [...newest].map(([name, link]) => ({ name, link, last: known.get(name) }));
 		if (rows.length === 0) return { known: new Set(known.keys()), changed: new Set() };
-		const written = await sql<{ name: string }>`
+		const { rows: written } = await sql<{ name: string }>`
 			UPDATE hosts h SET link = r.link,
 				reported_epoch = CASE WHEN (r.link->>'epoch')::bigint < (h.link->>'epoch')::bigint THEN NULL ELSE h.reported_epoch END
-			FROM jsonb_to_recordset(${JSON.stringify(rows)}::jsonb) AS r (name text, link jsonb)
-			WHERE h.name = r.name AND h.link IS DISTINCT FROM r.link RETURNING h.name`.execute(this.#db);
-		return { known: new Set(known.keys()), changed: new Set(written.rows.map(({ name }) => name)) };
+			FROM jsonb_to_recordset(${JSON.stringify(rows)}::jsonb) AS r (name text, link jsonb, last jsonb)
+			WHERE h.name = r.name AND h.link IS NOT DISTINCT FROM r.last RETURNING h.name`.execute(this.#db);
+		const changed = new Set(written.map(({ name }) => name));
+		// Something else was said of these meanwhile (by another pod, or that they are lost): which of it counts is judged anew.
+		const overtaken = links.filter(({ host }) => newest.has(host) && !changed.has(host));
+		const again = await this.keepLinks(overtaken);
+		return { known: new Set(known.keys()), changed: new Set([...changed, ...again.changed]) };
 	}
 
 	/** Whether a certificate still opens a tunnel for this host. */
