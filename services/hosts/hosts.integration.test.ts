@@ -943,4 +943,28 @@ describe("what goes wrong in the middle", () => {
 		expect(await linkOf("racing")).toMatchObject({ state: "connected", epoch: 31 });
 		held.unsubscribe();
 	});
+
+	test("reports and tunnels of the same hosts that come in different orders don't wait for each other for ever", async () => {
+		await enrol("order-a", "order-b", "order-c");
+		await world.database.query(`
+			CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$;
+			CREATE TRIGGER linger BEFORE UPDATE ON hosts FOR EACH ROW WHEN (NEW.name LIKE 'order-%') EXECUTE FUNCTION linger()`);
+		const transaction = await hold("order-c");
+		world.up("order-c", facts("order-c", "2.0.0"));
+		world.link("order-c", { state: "connected", epoch: 1 });
+		await waiting(2);
+		for (const name of ["order-b", "order-a"]) world.up(name, facts(name, "2.0.0"));
+		for (const name of ["order-a", "order-b"]) world.link(name, { state: "connected", epoch: 1 });
+		await world.nc.flush();
+		await delay(300);
+		await transaction.query("COMMIT");
+		transaction.release();
+		await eventually(async () => (await linkOf("order-b"))?.epoch === 1, "the last of them");
+		await world.database.query("DROP FUNCTION linger CASCADE");
+		await delay(2_000);
+		const { rows } = await world.database.query(
+			"SELECT deadlocks::int FROM pg_stat_database WHERE datname = current_database()",
+		);
+		expect(rows[0].deadlocks).toBe(0);
+	}, 30_000);
 });

@@ -159,7 +159,7 @@ export class Inventory {
 			const isLate = sql`coalesce(r.tunnel < h.reported_epoch, false)`;
 			const result = await sql<{ name: string; changed: boolean; late: boolean }>`
 				WITH r AS (
-					SELECT * FROM jsonb_to_recordset(${JSON.stringify([...rows.values()])}::jsonb)
+					SELECT * FROM jsonb_to_recordset(${JSON.stringify([...rows.values()].sort(byName))}::jsonb)
 						AS r (name text, tunnel bigint, ${sql.raw(columns)})
 				), written AS (
 					UPDATE hosts h SET ${sql.raw(set)}, reported_epoch = coalesce(r.tunnel, h.reported_epoch)
@@ -224,7 +224,7 @@ export class Inventory {
 			const last = newest.get(host) ?? known.get(host) ?? null;
 			if (known.has(host) && !isStale(last, link) && !isSameTunnel(last, link)) newest.set(host, link);
 		}
-		const rows = [...newest].map(([name, link]) => ({ name, link, last: known.get(name) }));
+		const rows = [...newest].map(([name, link]) => ({ name, link, last: known.get(name) })).sort(byName);
 		if (rows.length === 0) return { known: new Set(known.keys()), changed: new Set() };
 		const { rows: written } = await sql<{ name: string }>`
 			UPDATE hosts h SET link = r.link,
@@ -337,6 +337,9 @@ export class Inventory {
 		return numDeletedRows > 0n;
 	}
 }
+
+/** Statements that write many hosts take them in one order, so that two of them never wait for each other. */
+const byName = (a: { readonly name: string }, b: { readonly name: string }) => (a.name < b.name ? -1 : 1);
 
 /** Whether `next` comes from an older tunnel than the one known: a gateway that notices late that a host has left it. */
 export function isStale(known: Link | null, next: Link): boolean {
