@@ -944,6 +944,26 @@ describe("what goes wrong in the middle", () => {
 		held.unsubscribe();
 	});
 
+	test("what is kept of a batch of which another part can't be kept is news all the same", async () => {
+		await enrol("good-part", "bad-part", "before-them");
+		const version = async () => (await world.host("good-part"))?.status?.agent?.version;
+		await eventually(async () => (await version()) === "0.1.0", "its first status");
+		await world.database.query(`
+			CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now'; END $$;
+			CREATE TRIGGER refuse BEFORE UPDATE OF roles ON hosts FOR EACH ROW WHEN (NEW.name = 'bad-part') EXECUTE FUNCTION refuse()`);
+		const transaction = await hold("before-them");
+		world.up("before-them", facts("before-them", "2.0.0"));
+		await waiting(1);
+		world.up("good-part", facts("good-part", "2.0.0"));
+		world.up("bad-part", { type: "roles", generation: 1, roles: [] });
+		await world.nc.flush();
+		await delay(300);
+		await transaction.query("COMMIT");
+		transaction.release();
+		await eventually(async () => (await version()) === "2.0.0", "what was kept in the status");
+		await world.database.query("DROP FUNCTION refuse CASCADE");
+	});
+
 	test("reports and tunnels of the same hosts that come in different orders don't wait for each other for ever", async () => {
 		await enrol("order-a", "order-b", "order-c");
 		await world.database.query(`

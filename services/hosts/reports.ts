@@ -312,7 +312,11 @@ export class Reports {
 			if (code === "DatabaseUnavailable") {
 				for (const one of batch) this.#later(one, error);
 			} else if (batch.length > 1) {
-				for (const one of batch) await this.#take([one], keep);
+				// What was kept of it already says nothing new the next time, so each host is looked at in any case.
+				for (const one of batch) {
+					await this.#take([one], keep);
+					this.#options.changed(one.host);
+				}
 			} else if (batch[0] && code === "Internal" && !BAD_VALUE.test((error as { code?: string }).code ?? "")) {
 				this.#later(batch[0], error);
 			} else if (batch[0]) {
