@@ -413,13 +413,17 @@ export class HostsController {
 		}
 	}
 
-	/** The Host of a machine was deleted: its certificates and its tunnel go, and it may enrol anew. */
-	async #forget(machine: HostRecord): Promise<void> {
-		const { inventory, farewell, log } = this.#options;
-		if (!(await inventory.forget(machine.name, machine.uid))) return;
-		this.#courses.delete(machine.name);
-		log.info({ host: machine.name }, "the Host is gone: revoked its certificates, closing its tunnel");
-		await farewell(machine.name);
+	/**
+	 * The Host of a machine was deleted: its certificates and its tunnel go, and it may enrol anew. The machine is forgotten last: until
+	 * gateways have heard that it is cut off, however often database or bus go away, all of it is done again.
+	 */
+	async #forget({ name, uid }: HostRecord): Promise<void> {
+		const { inventory, farewell, log, now } = this.#options;
+		if (!(await inventory.revoke(name, uid, now()))) return;
+		await farewell(name);
+		await inventory.forget(name, uid);
+		this.#courses.delete(name);
+		log.info({ host: name }, "the Host is gone: revoked its certificates, closed its tunnel");
 	}
 
 	/** Machines whose Host went while nobody watched. */

@@ -987,4 +987,25 @@ describe("what goes wrong in the middle", () => {
 		);
 		expect(rows[0].deadlocks).toBe(0);
 	}, 30_000);
+
+	test("a host that is deleted while NATS is away is cut off when it is back, and nothing is left of it on the bus", async () => {
+		await enrol("left-behind");
+		world.link("left-behind", { state: "connected", epoch: 1 });
+		await eventually(async () => (await linkOf("left-behind"))?.epoch === 1, "its tunnel");
+		const cuts: unknown[] = [];
+		const subscription = world.nc.subscribe("hosts.left-behind.cut", {
+			callback: (_error, message) => void cuts.push(message.json()),
+		});
+		await world.nats.stop("kill");
+		await world.kube.delete(hosts, { name: "left-behind", namespace: NAMESPACE });
+		await eventually(async () => !(await world.host("left-behind")), "the Host to go");
+		await delay(2_000);
+		await world.nats.start();
+		await eventually(async () => cuts.length > 0, "the cut", 40_000);
+		await eventually(async () => (await rowsOf("left-behind")) === 0, "the rows to go", 40_000);
+		const jsm = await jetstreamManager(world.nc);
+		const { state } = await jsm.streams.info("HOSTS_LINK", { subjects_filter: "hosts.left-behind.link" });
+		expect(state.subjects ?? {}).toEqual({});
+		subscription.unsubscribe();
+	}, 90_000);
 });

@@ -327,14 +327,19 @@ export class Inventory {
 			.execute();
 	}
 
-	/** Forgets a machine: its certificates open nothing any more. */
-	async forget(name: string, uid: string): Promise<boolean> {
-		const { numDeletedRows } = await this.#db
-			.deleteFrom("hosts")
-			.where("name", "=", name)
-			.where("uid", "=", uid)
-			.executeTakeFirstOrThrow();
-		return numDeletedRows > 0n;
+	/** Has a machine's certificates open nothing any more. Answers whether the name is still that machine's. */
+	async revoke(name: string, uid: string, now: number): Promise<boolean> {
+		const { rows } = await sql`
+			WITH machine AS (SELECT name FROM hosts WHERE name = ${name} AND uid = ${uid}), revoked AS (
+				UPDATE certificates c SET revoked_at = ${new Date(now)} FROM machine m WHERE c.host = m.name AND c.revoked_at IS NULL
+			)
+			SELECT FROM machine`.execute(this.#db);
+		return rows.length > 0;
+	}
+
+	/** Forgets a machine. */
+	async forget(name: string, uid: string): Promise<void> {
+		await this.#db.deleteFrom("hosts").where("name", "=", name).where("uid", "=", uid).execute();
 	}
 }
 

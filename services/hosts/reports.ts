@@ -118,10 +118,11 @@ export class Reports {
 		this.#options.bus.nc.publish(`hosts.${host}.cut`, JSON.stringify(body));
 	}
 
-	/** Closes the tunnels of a host that is gone and drops its last messages. */
+	/** Closes the tunnels of a host that is gone and drops its last messages. Throws BusUnavailable while the bus does not hear it. */
 	async farewell(host: string): Promise<void> {
-		const { jsm } = this.#options.bus;
+		const { jsm, check } = this.#options.bus;
 		this.cut(host);
+		await check();
 		await jsm.streams.purge("HOSTS_UP", { filter: `hosts.${host}.up.*` });
 		await jsm.streams.purge("HOSTS_LINK", { filter: `hosts.${host}.link` });
 	}
