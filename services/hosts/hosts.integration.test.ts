@@ -988,6 +988,15 @@ describe("what goes wrong in the middle", () => {
 		expect(rows[0].deadlocks).toBe(0);
 	}, 30_000);
 
+	test("a message that was cut off within a character, or holds a NUL, is told without it", async () => {
+		await enrol("cut-off");
+		const message = `${"😀".slice(1)} it failed: a\0b`;
+		const role = { name: "kubernetes", version: "v1.36.3", phase: "Failed" as const, done: 1, total: 2, message };
+		world.up("cut-off", { type: "roles", generation: 1, roles: [role] });
+		const told = await eventually(async () => (await world.host("cut-off"))?.status?.roles?.[0]?.message, "the role");
+		expect(told).toBe("\ufffd it failed: a\ufffdb");
+	});
+
 	test("a host that is deleted while NATS is away is cut off when it is back, and nothing is left of it on the bus", async () => {
 		await enrol("left-behind");
 		world.link("left-behind", { state: "connected", epoch: 1 });

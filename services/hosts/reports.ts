@@ -45,6 +45,8 @@ const AGAIN_MS = 5_000;
 const ASK_AGAIN_MS = 1_000;
 /** SQLSTATE class 22: PostgreSQL can't take the value, now or later. */
 const BAD_VALUE = /^22/;
+/** What JSON can say and `jsonb` can't hold: NUL, and half a surrogate pair, as when a command's output was cut off within a character. */
+const UNHOLDABLE = /\\u(?:0000|d[89a-f])/i;
 
 export interface ReportsOptions {
 	readonly bus: Bus;
@@ -436,10 +438,14 @@ export async function* inBatches<T>(source: AsyncIterable<T>, most: number): Asy
  */
 export const areReturning = (before: number, now: number): boolean => now > CROWD && now <= before * QUEUE_MOVES;
 
+const holdable = (_key: string, value: unknown) =>
+	typeof value === "string" ? value.toWellFormed().replaceAll("\0", "\ufffd") : value;
+
 function parse<T>(schema: z.ZodType<T>, message: JsMsg): T {
 	let value: unknown;
 	try {
-		value = message.json();
+		const text = message.string();
+		value = JSON.parse(text, UNHOLDABLE.test(text) ? holdable : undefined);
 	} catch (cause) {
 		throw new GroundplaneError("InvalidInput", "A message on the bus is not JSON.", {
 			next: "Update the gateway.",
