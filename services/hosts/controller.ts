@@ -368,6 +368,8 @@ export class HostsController {
 		// It was away when its turn was given, and is back.
 		const waitMs = this.#turnIn(course, news);
 		if (waitMs > 0) return this.#later.addAfter(name, waitMs, urgency(news));
+		// Only who is written takes a turn: of a site that is back before its turn came, none must keep others waiting.
+		if (news === "flip") await delay(this.#flips.reserve(), undefined, { signal });
 		await this.#write(host, status, signal);
 	}
 
@@ -404,8 +406,6 @@ export class HostsController {
 		switch (news) {
 			case "progress":
 				return wroteAt + PROGRESS_MS - now;
-			case "flip":
-				return this.#flips.reserve();
 			case "minor":
 				return Math.random() * (this.#reflector.list().length / WRITES_PER_SECOND) * 1000;
 			default:

@@ -997,6 +997,60 @@ describe("what goes wrong in the middle", () => {
 		expect(told).toBe("\ufffd it failed: a\ufffdb");
 	});
 
+	test("a site whose hosts were all away for a moment keeps nobody waiting who goes or comes afterwards", async () => {
+		const names = Array.from({ length: 600 }, (_, i) => `crowd-${i}`);
+		const held = world.nc.subscribe("hosts.*.down", {
+			callback: (_error, message) => {
+				const name = message.subject.split(".")[1] ?? "";
+				const { type, jws } = message.string() === "" ? {} : message.json<{ type?: string; jws?: string }>();
+				if (type !== "desired-state" || !name.startsWith("crowd-")) return;
+				const payload = Buffer.from(jws?.split(".")[1] ?? "", "base64url").toString();
+				const { epoch, generation } = JSON.parse(payload) as DesiredState;
+				world.up(name, { type: "acknowledgement", epoch, generation, accepted: true });
+			},
+		});
+		const make = async (name: string) => {
+			const { metadata } = await world.kube.create(hosts, {
+				apiVersion: "groundplane.io/v1alpha1",
+				kind: "Host",
+				metadata: { name, namespace: NAMESPACE },
+				spec: { approved: true, maintenance: false, roles: [] },
+			});
+			await world.database.query(
+				`INSERT INTO hosts (name, machine_id, uid, enrolled_at, agent_version, facts, checks, certificate_not_after)
+				VALUES ($1, $1, $2, now() - interval '1 hour', '0.1.0', $3, '[]', now() + interval '1 day')`,
+				[name, metadata.uid, JSON.stringify({ ...base, hostname: name })],
+			);
+		};
+		const work = names.values();
+		await Promise.all(
+			Array.from({ length: 8 }, async () => {
+				for (const name of work) await make(name);
+			}),
+		);
+		const say = (state: string) => {
+			for (const name of names) world.link(name, { state, epoch: 1, ...(state === "disconnected" && { reason: "x" }) });
+		};
+		const shown = async (state: string) => {
+			const { items } = await world.kube.list(hosts, { namespace: NAMESPACE });
+			return items.filter(
+				({ metadata, status }) => metadata.name.startsWith("crowd-") && status?.connection?.state === state,
+			).length;
+		};
+		say("connected");
+		await eventually(async () => (await shown("Connected")) === names.length, "all of them", 60_000);
+		await delay(2_000);
+		say("disconnected");
+		// Until all are known to be away, and some are shown so.
+		await delay(5_000);
+		expect(await shown("Disconnected")).toBeGreaterThan(50);
+		say("connected");
+		const back = performance.now();
+		await eventually(async () => (await shown("Connected")) === names.length, "all of them again", 60_000);
+		expect(performance.now() - back).toBeLessThan(12_000);
+		held.unsubscribe();
+	}, 180_000);
+
 	test("a host that is deleted while NATS is away is cut off when it is back, and nothing is left of it on the bus", async () => {
 		await enrol("left-behind");
 		world.link("left-behind", { state: "connected", epoch: 1 });
