@@ -3,7 +3,7 @@ import { dnsLabel } from "../../crds/common.ts";
 import type { Host } from "../../crds/host.ts";
 import { isAlreadyExists, type KubeClient } from "../../operator/kube/client.ts";
 import { hosts } from "../../operator/kube/resources.ts";
-import { GroundplaneError } from "../../protocol/errors.ts";
+import { asGroundplaneError, GroundplaneError } from "../../protocol/errors.ts";
 import type { EnrollRequest, EnrollResponse } from "../../protocol/messages.ts";
 import { isDuplicate } from "../kit/database.ts";
 import { type CertificateAuthority, type CertificateRequest, readCertificateRequest } from "./certificate-authority.ts";
@@ -95,8 +95,9 @@ export function checkIdentity(
 
 /**
  * Turns a machine with a join token into a Host with a certificate, or leaves nothing behind: all rows are written in one
- * transaction, and a Host made on the way is deleted when it fails. A machine that asks again with the same token (the answer
- * got lost) enrols anew without using it up.
+ * transaction, and a Host made on the way is deleted when it fails. When the database goes away nobody knows whether it has: the Host
+ * stays, and the machine's next try takes it over. A machine that asks again with the same token (the answer got lost) enrols anew
+ * without using it up.
  */
 export class Enrolment {
 	readonly #options: EnrolmentOptions;
@@ -154,7 +155,7 @@ export class Enrolment {
 				approved: result.host.spec.approved,
 			};
 		} catch (error) {
-			if (made) await this.#unmake(made);
+			if (made && asGroundplaneError(error).code !== "DatabaseUnavailable") await this.#unmake(made);
 			if (isDuplicate(error)) {
 				throw new GroundplaneError("Conflict", "This machine is being enrolled at this very moment.", {
 					next: "Nothing to do: the agent tries again.",

@@ -988,6 +988,21 @@ describe("what goes wrong in the middle", () => {
 		expect(rows[0].deadlocks).toBe(0);
 	}, 30_000);
 
+	test("a machine whose enrolment ends with the database has its Host when it asks again, not one that is going", async () => {
+		await world.database.query(`
+			CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$
+				BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$;
+			CREATE TRIGGER die BEFORE INSERT ON enrolments FOR EACH ROW WHEN (NEW.host = 'unlucky') EXECUTE FUNCTION die()`);
+		const { token } = await world.joinToken();
+		const machineId = machine();
+		expect((await world.enrol(token, await request("unlucky", { machineId }))).code).toBe("DatabaseUnavailable");
+		await world.database.query("DROP FUNCTION die CASCADE");
+		const uid = (await world.host("unlucky"))?.metadata.uid;
+		expect(uid).toBeDefined();
+		expect((await world.enrol(token, await request("unlucky", { machineId }))).status).toBe(201);
+		expect((await world.host("unlucky"))?.metadata.uid).toBe(uid);
+	});
+
 	test("a message that was cut off within a character, or holds a NUL, is told without it", async () => {
 		await enrol("cut-off");
 		const message = `${"😀".slice(1)} it failed: a\0b`;
