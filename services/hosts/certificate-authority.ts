@@ -36,8 +36,12 @@ interface Issuer {
 /** Serial numbers compare as lower-case hex without separators and leading zeros. */
 export const normalSerial = (serial: string): string => serial.toLowerCase().replaceAll(":", "").replace(/^0+/, "");
 
-/** A host's clock may be this far behind ours. */
-const BACKDATE_MS = 5 * 60 * 1000;
+/**
+ * Clocks of others may be this far behind ours, and ours may be set back by an hour: a certificate that is not good yet would keep a
+ * host out for so long. Of a short life it is a part, or the host would ask for another at once.
+ */
+const BACKDATE_MS = 65 * 60 * 1000;
+const BACKDATE_PART = 1 / 10;
 
 const invalid = (message: string, cause?: unknown) =>
 	new GroundplaneError("CertificateInvalid", message, {
@@ -99,7 +103,8 @@ export class CertificateAuthority {
 		// Positive, and no leading zero, so that every library prints it the same way.
 		serial[0] = ((serial[0] ?? 0) & 0x3f) | 0x40;
 		const now = this.#now();
-		const notBefore = new Date(Math.max(now - BACKDATE_MS, issuer.notBefore.getTime()));
+		const backdateMs = Math.min(BACKDATE_MS, this.#lifetimeMs * BACKDATE_PART);
+		const notBefore = new Date(Math.max(now - backdateMs, issuer.notBefore.getTime()));
 		const notAfter = new Date(Math.min(now + this.#lifetimeMs, issuer.notAfter.getTime()));
 		const certificate = await x509.X509CertificateGenerator.create({
 			serialNumber: serial.toString("hex"),
