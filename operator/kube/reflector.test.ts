@@ -13,10 +13,13 @@ import { Store } from "./store.ts";
 const log = pino({ level: "silent" });
 const until = (check: () => void | Promise<void>) => vi.waitFor(check, { ...patience, interval: 5 });
 
+/** A body, or a status with headers; none at all when it says nothing. */
+type Answer = (url: URL) => { status?: number; headers?: Record<string, string>; body: unknown } | undefined;
+
 /** An API server that answers as a test's script says: a real one can't be made to err in these ways. */
 class Scripted {
-	/** What each list answers: the body, or a status with headers. The last one stays. */
-	lists: ((url: URL) => { status?: number; headers?: Record<string, string>; body: unknown })[] = [];
+	/** What each list answers. The last one stays. */
+	lists: Answer[] = [];
 	/** What happens on each watch. The last one stays. */
 	watches: ((send: (...events: unknown[]) => void, response: ServerResponse) => void)[] = [() => {}];
 	readonly asked: URL[] = [];
@@ -37,8 +40,9 @@ class Scripted {
 				return;
 			}
 			const next = this.lists.length > 1 ? this.lists.shift() : this.lists[0];
-			const { status = 200, headers = {}, body } = next?.(url) ?? { body: list("1") };
-			response.writeHead(status, headers).end(JSON.stringify(body));
+			const answer = next === undefined ? { body: list("1") } : next(url);
+			if (answer === undefined) return;
+			response.writeHead(answer.status ?? 200, answer.headers ?? {}).end(JSON.stringify(answer.body));
 		});
 	}
 
@@ -58,14 +62,17 @@ class Scripted {
 		reflector.onChange((change) => changes.push(change));
 		const stop = new AbortController();
 		const ended = reflector.run(stop.signal);
-		cleanup.push(async () => {
+		const end = async () => {
 			stop.abort();
 			await ended;
+		};
+		cleanup.push(async () => {
+			await end();
 			client.close();
 			this.#server.closeAllConnections();
 			this.#server.close();
 		});
-		return { reflector, changes, told: () => changes.map(({ type, key }) => `${type} ${key}`) };
+		return { reflector, changes, stop: end, told: () => changes.map(({ type, key }) => `${type} ${key}`) };
 	}
 }
 const cleanup: (() => Promise<void>)[] = [];
@@ -255,6 +262,23 @@ describe("a reflector", () => {
 		expect(reflector.get("n/a")).toEqual(object("a", "1", { keep: "1" }));
 	});
 
+	it.each<[string, Answer]>([
+		["in a list", () => undefined],
+		["in a back-off", () => ({ status: 500, body: {} })],
+		["in a watch", () => ({ body: list("1") })],
+	])(
+		"TestRunUntil, TestReflectorStopWatch, TestReflectorWatchStoppedAfter: ends at once when it is stopped %s",
+		async (when, answer) => {
+			const api = new Scripted();
+			api.lists = [answer];
+			const { reflector, stop } = await api.reflect({ random: () => 1000 });
+			await until(() => expect(api.asked).toHaveLength(when === "in a watch" ? 2 : 1));
+			await new Promise((resolve) => setTimeout(resolve, 20));
+			await stop();
+			expect(reflector.hasSynced).toBe(when === "in a watch");
+		},
+	);
+
 	it("takes no notice of an event that it was told before, and lists again after one out of order", async () => {
 		const api = new Scripted();
 		api.lists = [
@@ -309,6 +333,13 @@ describe("a reflector", () => {
 		expect((await total("reflector_audit_missed_total")) - missed).toBe(3);
 	});
 
+	it("counts from 0 what audits find, so that the first time is an increase", async () => {
+		const api = new Scripted();
+		await api.reflect({ resource: { ...configMaps, kind: "Counted" } });
+		const missed = (await register.getSingleMetric("reflector_audit_missed_total")?.get())?.values ?? [];
+		expect(missed.find(({ labels }) => labels.kind === "Counted")?.value).toBe(0);
+	});
+
 	it("is fresh while something is heard, and says how long ago that was", async () => {
 		const api = new Scripted();
 		let now = 0;
@@ -331,6 +362,30 @@ class Model {
 	/** Events before this version are forgotten. */
 	compacted = 0;
 	version = 1;
+	/** What happens between the first and the second page of the next list, after which the first one's token is too old. */
+	betweenPages: (() => void) | undefined;
+
+	/** A list in pages of two. */
+	list(url: URL): ReturnType<Answer> {
+		const next = url.searchParams.get("continue");
+		// What was is forgotten at once.
+		const exact = url.searchParams.get("resourceVersion");
+		if (exact !== null && Number(exact) !== this.version) return { status: 410, body: gone.object };
+		if (next !== null && this.betweenPages !== undefined) {
+			this.betweenPages();
+			this.betweenPages = undefined;
+			this.compacted = this.version;
+		}
+		const items = [...this.objects.values()];
+		if (!url.searchParams.has("limit")) return { body: list(String(this.version), ...items) };
+		const [version, from] = (next ?? `${this.version} 0`).split(" ").map(Number) as [number, number];
+		// A page after the first is of the same version, or none.
+		if (version !== this.version) return { status: 410, body: gone.object };
+		const more = from + 2 < items.length ? { continue: `${version} ${from + 2}` } : {};
+		return {
+			body: { metadata: { resourceVersion: String(version), ...more }, items: items.slice(from, from + 2) },
+		};
+	}
 
 	change(name: string, what: "put" | "delete"): void {
 		const before = this.objects.get(name);
@@ -363,7 +418,7 @@ class Model {
 		}
 	}
 }
-const faults = ["none", "twice", "reversed", "lost", "broken", "ended", "compacted"] as const;
+const faults = ["none", "twice", "reversed", "lost", "broken", "ended", "compacted", "compacted in pages"] as const;
 type Fault = (typeof faults)[number];
 
 describe("against a model", () => {
@@ -372,10 +427,12 @@ describe("against a model", () => {
 		const round = fc.record({ fault: fc.constantFrom(...faults), changes: fc.array(change, { maxLength: 5 }) });
 		const scripts = fc.sample(fc.array(round, { minLength: 1, maxLength: 5 }), { numRuns: 40, seed: 1 });
 		await Promise.all(
-			scripts.map(async (rounds) => {
+			scripts.map(async (rounds, i) => {
+				const kind = `Model${i}`;
 				const model = new Model();
+				for (const name of ["a", "b", "c", "d"]) model.change(name, "put");
 				const api = new Scripted();
-				api.lists = [() => ({ body: list(String(model.version), ...model.objects.values()) })];
+				api.lists = [(url) => model.list(url)];
 				api.watches = [
 					(send, response) => {
 						const from = Number(api.watched.at(-1)?.searchParams.get("resourceVersion"));
@@ -385,7 +442,12 @@ describe("against a model", () => {
 						model.tell("none");
 					},
 				];
-				const { reflector } = await api.reflect({ auditInterval: 300, maxDelay: 200 });
+				const { reflector } = await api.reflect({
+					resource: { ...configMaps, kind },
+					auditInterval: 300,
+					maxDelay: 200,
+					pageSize: 2,
+				});
 				const told = new Map<string, string | undefined>();
 				reflector.onChange(({ type, key, object: { metadata } }) => {
 					if (type === "deleted") told.delete(key);
@@ -394,10 +456,24 @@ describe("against a model", () => {
 				await reflector.waitForSync();
 				for (const { fault, changes } of rounds) {
 					await until(() => expect(model.open.size).toBeGreaterThan(0));
-					for (const [name, what] of changes) model.change(name, what);
-					if (fault === "compacted") model.compacted = model.version;
+					const change = () => {
+						for (const [name, what] of changes) model.change(name, what);
+					};
+					if (fault === "compacted in pages") {
+						model.betweenPages = change;
+						model.version++;
+					} else change();
+					if (fault.startsWith("compacted")) model.compacted = model.version;
 					model.tell(fault);
+					if (model.betweenPages === undefined) continue;
+					// There may have been one page only.
+					await until(() => expect(model.open.size).toBeGreaterThan(0));
+					model.betweenPages?.();
+					model.betweenPages = undefined;
+					model.tell("none");
 				}
+				// The bookmark by which an audit finds what was lost.
+				model.tell("none");
 				const truth = [...model.objects.values()].map(({ metadata }) => [
 					`n/${metadata.name}`,
 					metadata.resourceVersion,
@@ -412,6 +488,10 @@ describe("against a model", () => {
 				});
 				// What the handlers were told comes to the same: nothing was left out, nothing told that was not so.
 				await until(() => expect([...told].sort()).toEqual(truth.toSorted()));
+				// An audit has to mend only what the server did not tell as it is.
+				const isTold = rounds.every(({ fault }) => fault !== "lost" && fault !== "reversed");
+				const missed = (await register.getSingleMetric("reflector_audit_missed_total")?.get())?.values ?? [];
+				if (isTold) expect(missed.find(({ labels }) => labels.kind === kind)?.value).toBe(0);
 			}),
 		);
 	}, 60_000);

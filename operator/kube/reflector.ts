@@ -152,6 +152,8 @@ export class Reflector<T extends KubeObject> {
 	/** Lists and watches until `signal` aborts. */
 	async run(signal: AbortSignal): Promise<void> {
 		this.#heardAt = this.#now();
+		// There from the beginning, so that the first increase is one.
+		reflectorMissed.inc({ kind: this.resource.kind }, 0);
 		cacheSources.add(this);
 		try {
 			await Promise.all([this.#follow(signal), this.#audits(signal)]);

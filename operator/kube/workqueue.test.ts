@@ -386,6 +386,13 @@ describe("controller-runtime priorityqueue_test.go", () => {
 		q.add("c", status);
 		expect(await take(q)).toEqual(["c", "a", "b"]);
 	});
+	it("follows FIFO order in the new priority queue when item priority changes", async () => {
+		const q = queue();
+		q.add("foo", resync);
+		q.add("bar", status);
+		q.add("foo", status);
+		expect(await take(q)).toEqual(["bar", "foo"]);
+	});
 	it("retains the lowest after duration, with the highest priority", async () => {
 		const q = queue();
 		q.add("x", status);
@@ -411,6 +418,21 @@ describe("controller-runtime priorityqueue_test.go", () => {
 		q.add("foo", intent);
 		expect(await metric("workqueue_depth", { priority: status })).toBe(0);
 		expect(await metric("workqueue_depth", { priority: intent })).toBe(1);
+		q.shutDown();
+	});
+	it("updates metrics correctly when an item with after is re-added with higher priority and no after", async () => {
+		register.resetMetrics();
+		const q = queue({ name: "metrics" });
+		const depths = async () => [
+			await metric("workqueue_depth", { priority: resync }),
+			await metric("workqueue_depth", { priority: intent }),
+		];
+		q.addAfter("foo", 3_600_000, resync);
+		expect(await depths()).toEqual([0, 0]);
+		q.add("foo", intent);
+		expect(await depths()).toEqual([0, 1]);
+		expect(await take(q)).toEqual(["foo"]);
+		expect(await depths()).toEqual([0, 0]);
 		q.shutDown();
 	});
 });
@@ -446,6 +468,13 @@ describe("against a model", () => {
 			fc.record({ do: fc.constant("get" as const) }),
 			fc.record({ do: fc.constant("done" as const), which: fc.nat(5) }),
 			fc.record({ do: fc.constant("drop" as const), key: keys }),
+			fc.record({
+				do: fc.constant("later" as const),
+				key: keys,
+				delay: fc.integer({ min: 1, max: 50 }),
+				priority: fc.constantFrom<Priority>(0, 1, 2),
+			}),
+			fc.record({ do: fc.constant("pass" as const), time: fc.integer({ min: 1, max: 60 }) }),
 		);
 		await fc.assert(
 			fc.asyncProperty(fc.array(step, { maxLength: 60 }), fc.constantFrom(1, 2, 99), async (steps, groupLimit) => {
@@ -453,18 +482,37 @@ describe("against a model", () => {
 				const group = (key: string) => key.split("/")[0];
 				const waiting = new Map<string, Priority>();
 				const dirty = new Map<string, Priority>();
+				const later = new Map<string, { at: number; priority: Priority }>();
+				let now = 0;
 				const working: string[] = [];
+				const add = (key: string, priority: Priority) => raise(working.includes(key) ? dirty : waiting, key, priority);
 				const raise = (map: Map<string, Priority>, key: string, priority: Priority) =>
 					map.set(key, Math.max(map.get(key) ?? 0, priority) as Priority);
 				const mayBegin = (key: string) => working.filter((other) => group(other) === group(key)).length < groupLimit;
 				for (const action of steps) {
 					if (action.do === "add") {
 						q.add(action.key, action.priority);
-						raise(working.includes(action.key) ? dirty : waiting, action.key, action.priority);
+						add(action.key, action.priority);
+					} else if (action.do === "later") {
+						q.addAfter(action.key, action.delay, action.priority);
+						const pending = later.get(action.key);
+						later.set(action.key, {
+							at: Math.min(pending?.at ?? Number.POSITIVE_INFINITY, now + action.delay),
+							priority: Math.max(pending?.priority ?? 0, action.priority) as Priority,
+						});
+					} else if (action.do === "pass") {
+						await pass(action.time);
+						now += action.time;
+						for (const [key, { at, priority }] of later) {
+							if (at > now) continue;
+							later.delete(key);
+							add(key, priority);
+						}
 					} else if (action.do === "drop") {
 						q.drop(action.key);
 						waiting.delete(action.key);
 						dirty.delete(action.key);
+						later.delete(action.key);
 					} else if (action.do === "done") {
 						const [key] = working.splice(action.which, 1);
 						if (key === undefined) continue;
@@ -484,6 +532,7 @@ describe("against a model", () => {
 					expect([q.length, q.active]).toEqual([waiting.size, working.length]);
 				}
 				q.shutDown();
+				expect(vi.getTimerCount()).toBe(0);
 			}),
 			{ numRuns: 500 },
 		);
