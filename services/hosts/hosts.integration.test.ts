@@ -1003,6 +1003,24 @@ describe("what goes wrong in the middle", () => {
 		expect((await world.host("unlucky"))?.metadata.uid).toBe(uid);
 	});
 
+	test("who asks for a certificate by a tunnel that the host has left gets none", async () => {
+		await enrol("moved");
+		const renewed: unknown[] = [];
+		const held = world.nc.subscribe("hosts.moved.down", {
+			callback: (_error, message) => {
+				if (message.string().includes('"certificate"')) renewed.push(message);
+			},
+		});
+		world.link("moved", { state: "connected", epoch: 41 });
+		await eventually(async () => (await linkOf("moved"))?.epoch === 41, "the newer tunnel");
+		world.up("moved", { type: "certificate-request", csr: await csrFor("moved") }, 40);
+		await delay(1_000);
+		expect(renewed).toEqual([]);
+		world.up("moved", { type: "certificate-request", csr: await csrFor("moved") }, 41);
+		await eventually(async () => renewed.length === 1, "a certificate by the newer one");
+		held.unsubscribe();
+	});
+
 	test("a message that was cut off within a character, or holds a NUL, is told without it", async () => {
 		await enrol("cut-off");
 		const message = `${"😀".slice(1)} it failed: a\0b`;

@@ -356,8 +356,8 @@ export class Reports {
 		for (const host of kept.changed) changed(host);
 		for (const host of kept.late) this.#askAgain(host);
 		const results: string[] = [];
-		for (const { host, body } of messages) {
-			if (body.type === "certificate-request") results.push(await this.#renew(host, body.csr));
+		for (const { host, epoch, body } of messages) {
+			if (body.type === "certificate-request") results.push(await this.#renew(host, epoch, body.csr));
 			else results.push(kept.late.has(host) ? "late" : kept.known.has(host) ? "kept" : "unknown-host");
 		}
 		return results;
@@ -384,8 +384,11 @@ export class Reports {
 		return messages.map(({ host }) => (kept.known.has(host) ? "kept" : "unknown-host"));
 	}
 
-	/** A new certificate for a host that is connected with a good one; a request that comes again gets the same answer. */
-	async #renew(host: string, pem: string): Promise<string> {
+	/**
+	 * A new certificate for a host that is connected with a good one; a request that comes again gets the same answer. None for who asks
+	 * by a tunnel that the host has left: it may be the machine that had its name before.
+	 */
+	async #renew(host: string, epoch: number | undefined, pem: string): Promise<string> {
 		const { inventory, authority, log, now } = this.#options;
 		const request = await readCertificateRequest(pem);
 		if (request.name !== host) {
@@ -393,7 +396,9 @@ export class Reports {
 				next: "Look at that host: its agent must ask for its own name.",
 			});
 		}
-		if (!(await inventory.find(host))) return "unknown-host";
+		const machine = await inventory.find(host);
+		if (!machine) return "unknown-host";
+		if (epoch !== undefined && machine.link !== undefined && epoch < machine.link.epoch) return "late";
 		let certificate = await inventory.issuedFor(host, request, now());
 		if (!certificate) {
 			const issued = await authority.issue(host, request);
