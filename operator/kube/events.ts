@@ -7,8 +7,8 @@ import { apiVersionOf, type EventObject, events, type KubeObject, type Resource 
 
 /** The same event within this time after the last one only raises its count. */
 const seriesWindow = 600_000;
-/** Warnings of one object and reason: with more different notes than this the further ones are counted together. */
-const mostSimilar = 10;
+/** Two notes that differ by a time alone tell the same: a host that flaps is away since another one each time. */
+const times = /\d{4}-\d\d-\d\dT[\d:.]+Z/g;
 /** A count is written at most this often. */
 const writeInterval = 30_000;
 /** As client-go's: two for each of some hundred hosts that flap would not have found room in much less. */
@@ -39,14 +39,11 @@ interface Seen {
 }
 
 /**
- * Writes Kubernetes Events (`events.k8s.io/v1`), for people: a repeated one becomes a series, and so do warnings that differ by
- * their note alone when there are many (a host that flaps). What goes well is told in full. Failures are logged, never thrown.
+ * Writes Kubernetes Events (`events.k8s.io/v1`), for people: a repeated one becomes a series. Failures are logged, never thrown.
  */
 export class EventRecorder {
 	readonly #options: EventRecorderOptions;
 	readonly #seen = new Map<string, Seen>();
-	/** How many warnings of an object and reason came in a row, each with another note. */
-	readonly #similar = new Map<string, { count: number; at: number }>();
 	readonly #waiting: (() => Promise<void>)[] = [];
 	#writing = 0;
 
@@ -88,17 +85,7 @@ export class EventRecorder {
 		// Events of objects without a namespace live in `default` (Kubernetes convention).
 		const namespace = object.metadata.namespace ?? "default";
 		const at = now();
-		const kindOfEvent = [resource.kind, uid, name, type, reason];
-		let id = hash([...kindOfEvent, note]);
-		let text = note;
-		if (type === "Warning" && lately(this.#seen.get(id), at) === undefined) {
-			const similar = lately(this.#similar.get(hash(kindOfEvent)), at)?.count ?? 0;
-			remember(this.#similar, hash(kindOfEvent), { count: similar + 1, at });
-			if (similar >= mostSimilar) {
-				id = hash(kindOfEvent);
-				text = `(combined from similar events): ${note}`;
-			}
-		}
+		const id = hash([resource.kind, uid, name, type, reason, note.replace(times, "")]);
 		const seen = lately(this.#seen.get(id), at);
 		if (seen !== undefined) {
 			seen.count++;
@@ -125,7 +112,7 @@ export class EventRecorder {
 			writtenAt: at,
 		};
 		remember(this.#seen, id, fresh);
-		await client.create(events, this.#eventOf(resource, object, type, reason, text, fresh)).catch((error) => {
+		await client.create(events, this.#eventOf(resource, object, type, reason, note, fresh)).catch((error) => {
 			// The next one is the first.
 			if (this.#seen.get(id) === fresh) this.#seen.delete(id);
 			throw error;
@@ -168,7 +155,7 @@ const hash = (parts: readonly string[]): string => createHash("sha256").update(p
 const microTime = (at: number): string => new Date(at).toISOString().replace("Z", "000Z");
 
 /** What happened last within the window of a series. */
-const lately = <T extends { at: number }>(known: T | undefined, at: number): T | undefined =>
+const lately = (known: Seen | undefined, at: number): Seen | undefined =>
 	known !== undefined && at - known.at < seriesWindow ? known : undefined;
 
 /** Puts it at the end, and forgets the first when there are too many. */
