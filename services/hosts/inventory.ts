@@ -217,7 +217,11 @@ export class Inventory {
 	async keepLinks(links: readonly { readonly host: string; readonly link: Link }[]): Promise<Kept> {
 		const hosts = [...new Set(links.map(({ host }) => host))];
 		if (hosts.length === 0) return { known: new Set(), changed: new Set() };
-		const before = await this.#db.selectFrom("hosts").select(["name", "link"]).where("name", "in", hosts).execute();
+		const before = await this.#db
+			.selectFrom("hosts")
+			.select(["name", "link"])
+			.where("name", "=", sql<string>`any(${hosts})`)
+			.execute();
 		const known = new Map(before.map(({ name, link }) => [name, link]));
 		const newest = new Map<string, Link>();
 		for (const { host, link } of links) {
