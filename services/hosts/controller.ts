@@ -68,11 +68,12 @@ const ARRIVAL_MS = 5_000;
 const RESYNC_MS = 3_600_000;
 const SWEEP_MS = 10 * 60_000;
 /**
- * Of changes that can wait so many are written in a second: what every reconnection changes (gateway, address, since when), and, once
- * more than a burst of them have come or gone, whether hosts are connected. A site that loses its line takes all of its hosts along,
- * and most are back before their turn has come; their documents wait for no status.
+ * Of changes that can wait so many are written in a second: whether hosts are connected, once more than a burst of them have come or
+ * gone, and what every reconnection changes (gateway, address, since when), which nobody waits for. A site that loses its line takes all
+ * of its hosts along, and most are back before their turn has come; their documents wait for no status.
  */
 const WRITES_PER_SECOND = 30;
+const MINOR_WRITES_PER_SECOND = 10;
 const FLIPS_AT_ONCE = 100;
 const LATE_WRITERS = 2;
 /** How far a role has come is written once in this time for each host: three objects tell of every step. */
@@ -407,7 +408,7 @@ export class HostsController {
 			case "progress":
 				return wroteAt + PROGRESS_MS - now;
 			case "minor":
-				return Math.random() * (this.#reflector.list().length / WRITES_PER_SECOND) * 1000;
+				return Math.random() * (this.#reflector.list().length / MINOR_WRITES_PER_SECOND) * 1000;
 			default:
 				return 0;
 		}
