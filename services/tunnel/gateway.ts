@@ -130,6 +130,8 @@ const MAX_REFUSED = 1_000;
 const BUS_BACKOFF = { baseMs: 1_000 };
 /** Times that the bus is told again that a host has gone. */
 const GONE_TRIES = 5;
+/** For how long a look at the process' memory holds: no more than some dozens of hosts come meanwhile. */
+const RESIDENT_MS = 100;
 /** Hosts that are asked about at once after the bus was away. */
 const RESYNCHRONIZE_AT_ONCE = 32;
 /** Ends of a host's tunnels that are remembered, and for how long. */
@@ -153,6 +155,7 @@ export class Gateway {
 	readonly #arrivals = new EventEmitter<{ arrived: [host: string] }>().setMaxListeners(0);
 	/** The most tunnels that were open at the same time. */
 	#peak = 0;
+	#resident = { bytes: 0, at: Number.NEGATIVE_INFINITY };
 	/** Orders to cut so far: one that came while a host was being admitted counts, too. */
 	#cuts = 0;
 	#sweeps = 0;
@@ -650,8 +653,15 @@ export class Gateway {
 	}
 
 	get #isFull(): boolean {
-		const load = { tunnels: this.#all.size, peak: this.#peak, resident: process.memoryUsage.rss() };
+		const load = { tunnels: this.#all.size, peak: this.#peak, resident: this.#residentBytes };
 		return !hasRoom(load, this.#options.bounds);
+	}
+
+	/** Memory of this process, asked for now and then: when hosts come in a crowd to ask at each of them was a seventh of the work. */
+	get #residentBytes(): number {
+		const now = performance.now();
+		if (now >= this.#resident.at + RESIDENT_MS) this.#resident = { bytes: process.memoryUsage.rss(), at: now };
+		return this.#resident.bytes;
 	}
 
 	/** Throws Overloaded when the host, or the gateway, has enough to do. */
