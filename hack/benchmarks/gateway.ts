@@ -26,7 +26,7 @@ const IDLE_MS = 60_000;
 /** The hosts service asks each host's gateway this often whether it still has it. */
 const PROBE_MS = 20_000;
 /** As in the pod (charts/region/templates/_service.tpl), with room for ten thousand hosts. */
-const V8 = ["--max-semi-space-size=1", "--max-old-space-size=1024", "--expose-gc"];
+const V8 = ["--max-semi-space-size=4", "--max-old-space-size=1024", "--expose-gc"];
 
 interface Options {
 	report: (line: string) => void;

@@ -37,7 +37,7 @@ const ROUND_MS = [5_000, 60_000] as const;
 const REST_MS = 90_000;
 const MB = 1e6;
 /** As in the pod (charts/region/templates/_service.tpl). */
-const GATEWAY_V8 = ["--max-semi-space-size=1", "--max-old-space-size=256", "--expose-gc"];
+const GATEWAY_V8 = ["--max-semi-space-size=4", "--max-old-space-size=256", "--expose-gc"];
 const HOSTS_V8 = ["--max-semi-space-size=1", "--expose-gc"];
 
 interface Options {

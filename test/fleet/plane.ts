@@ -154,7 +154,7 @@ export async function startPlane({
 		KUBECONFIG: apiserver.kubeconfig,
 		LOG_LEVEL: process.env.LOG_LEVEL ?? "warn",
 		// As the charts have it, but for the size of the heap, which is what is looked for here.
-		NODE_OPTIONS: "--max-semi-space-size=1",
+		NODE_OPTIONS: "--max-semi-space-size=4",
 		UV_THREADPOOL_SIZE: "2",
 		MALLOC_ARENA_MAX: "2",
 		MALLOC_MMAP_THRESHOLD_: "131072",
@@ -190,6 +190,7 @@ export async function startPlane({
 		},
 		operator: {
 			...common,
+			NODE_OPTIONS: env.NODE_OPTIONS ?? "--max-semi-space-size=1",
 			VERSION: "0.1.0",
 			BUNDLES: JSON.stringify(versions.map((version) => ({ name: "kubernetes", version }))),
 			REGION_CHART: join(ROOT, "charts/region"),
