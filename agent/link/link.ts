@@ -237,7 +237,7 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 	async #greet(target: DialTarget, { transport, opened }: Dialled, signal: AbortSignal): Promise<Session> {
 		const { hostName, bootId, limits } = this.#options;
 		const connectionId = randomUUID();
-		const claim = { region: regionOf(target.certificate), name: hostName, connectionId, ...(opened ?? noNonces) };
+		const claim = opened && { region: regionOf(target.certificate), name: hostName, connectionId, ...opened };
 		const session = new Session(transport, {
 			role: "client",
 			hello: {
@@ -245,10 +245,10 @@ export class Link extends EventEmitter<{ up: [session: Session]; down: [error: G
 				software: VERSION,
 				bootId,
 				connectionId,
-				...(opened && { identity: signHello({ ...claim, role: "host" }, target) }),
+				...(claim && { identity: signHello({ ...claim, role: "host" }, target) }),
 			},
 			checkHello: (hello) => {
-				if (opened) judgeGateway(target, hello, { ...claim, ...hello, role: "gateway" });
+				if (claim) judgeGateway(target, hello, { ...claim, ...hello, role: "gateway" });
 			},
 			limits: { pingAfterMs: PING_AFTER_MS, ...limits },
 		});
@@ -318,8 +318,6 @@ interface Tunnel {
 
 /** Why a tunnel is no longer enough. */
 type Leaving = "renew" | { problem: GroundplaneError; hintMs?: number | undefined; ends?: boolean };
-
-const noNonces = { hostNonce: "", gatewayNonce: "" };
 
 /** The region that a host's certificate is for, as its SAN says (`groundplane://REGION/hosts/HOST`). */
 const regionOf = (certificate: string): string =>
