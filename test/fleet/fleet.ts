@@ -152,7 +152,7 @@ class Simulator {
 	static async start(): Promise<Simulator> {
 		const child = fork(join(import.meta.dirname, "simulator.ts"), {
 			// Not what a test runner gives its own workers.
-			execArgv: ["--max-semi-space-size=16"],
+			execArgv: ["--max-semi-space-size=64"],
 			stdio: ["ignore", "inherit", "inherit", "ipc"],
 		});
 		const simulator = new Simulator(child);
