@@ -8,9 +8,11 @@ import { Pkcs10CertificateRequest } from "@peculiar/x509";
 import { CompactSign } from "jose";
 import { afterAll, expect, test } from "vitest";
 import { DESIRED_STATE_TYPE } from "../protocol/desired-state.ts";
+import { type ErrorCode, GroundplaneError } from "../protocol/errors.ts";
 import { hostFacts } from "../protocol/facts.ts";
 import { Paths, policyAllows, proxyFor } from "./config.ts";
 import { verifyDesiredState } from "./desired.ts";
+import { mayPass } from "./enroll.ts";
 import { parseOsRelease, readFacts } from "./facts.ts";
 import { certificateRequest, newKey } from "./identity.ts";
 import { createLog } from "./log.ts";
@@ -26,6 +28,17 @@ test("a certificate request is one that others can read, for lengths of names th
 		expect(request.subjectName.getField("CN")).toEqual([name]);
 		expect(await request.verify()).toBe(true);
 	}
+});
+
+test.each<[ErrorCode, boolean]>([
+	// The Host of a machine that comes anew is still on its way out: the region says that the agent tries again.
+	["Conflict", true],
+	["Overloaded", true],
+	["KubernetesUnavailable", true],
+	["Unauthenticated", false],
+	["HostAlreadyEnrolled", false],
+])("an enrolment that ends in %s is tried again by itself: %s", (code, again) => {
+	expect(mayPass(new GroundplaneError(code, "", { next: "" }))).toBe(again);
 });
 
 const good: Probe = {

@@ -20,6 +20,8 @@ const passing: ReadonlySet<ErrorCode> = new Set([
 	"DatabaseUnavailable",
 	"KubernetesUnavailable",
 	"ClockSkew",
+	// Its Host is on its way out, or another try of this machine is under way.
+	"Conflict",
 	"Internal",
 	"TunnelProtocolError",
 ]);
