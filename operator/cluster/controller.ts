@@ -228,7 +228,8 @@ class ClusterReconciler {
 			authority: `kube-apiserver.${host}:80`,
 		});
 		return new KubeClient(
-			{ server: `http://kube-apiserver.${host}`, tls: {} },
+			// One name for all of them: it is a label of metrics, and the agent knows which one is meant.
+			{ server: "http://kube-apiserver", tls: {} },
 			{ agent, userAgent: "groundplane-operator", timeout: 15_000 },
 		);
 	}
