@@ -190,7 +190,8 @@ export async function startPlane({
 		},
 		operator: {
 			...common,
-			NODE_OPTIONS: env.NODE_OPTIONS ?? "--max-semi-space-size=1",
+			// Its chart's own: what it takes beyond this heap must fit beside it.
+			NODE_OPTIONS: env.NODE_OPTIONS ?? "--max-semi-space-size=1 --max-old-space-size=192",
 			VERSION: "0.1.0",
 			BUNDLES: JSON.stringify(versions.map((version) => ({ name: "kubernetes", version }))),
 			REGION_CHART: join(ROOT, "charts/region"),
