@@ -14,7 +14,7 @@ export interface ConnectAgentOptions {
 const CONNECT_MS = 15_000;
 /**
  * How long a connection that nobody uses is kept: for the next look at a cluster on which something happens, not at one at rest, of which
- * there are hundreds. Each costs whoever keeps it some 400 KiB, and the gateway half of that.
+ * there are hundreds: each is some 100 KiB here and as much at the gateway.
  */
 const IDLE_MS = 15_000;
 
