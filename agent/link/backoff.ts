@@ -16,6 +16,8 @@ const PART_OF_OUTAGE = 1 / 25;
  */
 const CROWD_FIRST_MS = 2_000;
 const SPARE_FIRST_MS = 20_000;
+/** Tries for a spare tunnel that may well have ended at the wrong one of two gateways: 31 of 32 hosts have one after these. */
+const SPARE_TRIES = 5;
 const SPARE_LEAST_MS = 1_000;
 /** A region whose other gateways are away for long is asked for little. */
 const SPARE_MOST_MS = 20 * 60_000;
@@ -74,7 +76,7 @@ export function pauseBeforeSpare(
 	random: () => number,
 ): number {
 	const least = Math.max(attempt > 0 ? SPARE_LEAST_MS : 0, Math.min(hintMs, SPARE_MOST_MS));
-	return least + random() * Math.min(SPARE_MOST_MS, SPARE_FIRST_MS * 2 ** attempt);
+	return least + random() * Math.min(SPARE_MOST_MS, SPARE_FIRST_MS * 2 ** Math.max(0, attempt - SPARE_TRIES + 1));
 }
 
 const clamp = (value: number, least: number, most: number): number => Math.min(most, Math.max(least, value));
