@@ -1,27 +1,17 @@
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
-import { afterEach, describe, expect, it } from "vitest";
-import { KubeClient, type KubeError } from "./client.ts";
-
-const cleanup: (() => void)[] = [];
-afterEach(() => {
-	for (const end of cleanup.splice(0)) end();
-});
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { describe, expect, it } from "vitest";
+import { answering } from "../../test/support/answering.ts";
+import type { KubeError } from "./client.ts";
 
 /** A client of an API server that answers all in the same way, and how often that was asked. */
 async function refusing(status: number, retryAfter: string | undefined, timeout = 30_000) {
 	const asked: (string | undefined)[] = [];
-	const server = createServer((request, response) => {
+	const answer = (request: IncomingMessage, response: ServerResponse) => {
 		asked.push(request.method);
 		response.writeHead(status, retryAfter === undefined ? {} : { "retry-after": retryAfter });
 		response.end(JSON.stringify({ kind: "Status", code: status, reason: "Test", message: "a test's" }));
-	});
-	await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-	const client = new KubeClient({ server: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }, { timeout });
-	cleanup.push(() => {
-		client.close();
-		server.close();
-	});
+	};
+	const client = await answering(answer, { timeout });
 	return { client, asked };
 }
 

@@ -1,24 +1,18 @@
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
 import pino from "pino";
-import { afterEach, describe, expect, it, vi } from "vitest";
+import { describe, expect, it, vi } from "vitest";
+import { answering } from "../../test/support/answering.ts";
 import { patience } from "../../test/support/patience.ts";
-import { KubeClient } from "./client.ts";
 import { EventRecorder } from "./events.ts";
 import { configMaps, type EventObject } from "./resources.ts";
 
 const log = pino({ level: "silent" });
 const until = (check: () => void) => vi.waitFor(check, { ...patience, interval: 5 });
-const cleanup: (() => void)[] = [];
-afterEach(() => {
-	for (const end of cleanup.splice(0)) end();
-});
 
 /** A recorder, and the API server that it writes to. */
 async function recorder() {
 	const at = { now: 1_000_000_000_000 };
 	const api = { events: new Map<string, EventObject>(), patches: 0, refused: 0, refuse: 0 };
-	const server = createServer(async (request, response) => {
+	const client = await answering(async (request, response) => {
 		let text = "";
 		for await (const chunk of request) text += chunk;
 		const body = JSON.parse(text) as EventObject;
@@ -37,12 +31,6 @@ async function recorder() {
 		if (found === undefined) return answer(404);
 		Object.assign(found, body);
 		return answer(200);
-	});
-	await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-	const client = new KubeClient({ server: `http://127.0.0.1:${(server.address() as AddressInfo).port}` });
-	cleanup.push(() => {
-		client.close();
-		server.close();
 	});
 	const events = new EventRecorder({ client, component: "test", instance: "1", log, now: () => at.now });
 	const tell = (note: string, reason = "Broken", name = "a") =>

@@ -1,10 +1,9 @@
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import pino from "pino";
 import { afterEach, describe, expect, it, vi } from "vitest";
+import { answering } from "../../test/support/answering.ts";
 import { patience } from "../../test/support/patience.ts";
-import { KubeClient } from "./client.ts";
+import type { KubeClient } from "./client.ts";
 import { runWithLease } from "./lease.ts";
 import type { Lease } from "./resources.ts";
 
@@ -33,7 +32,7 @@ async function leaseServer(spec?: Spec) {
 		client: undefined as unknown as KubeClient,
 	};
 	if (spec !== undefined) api.put(spec);
-	const server = createServer(async (request, response) => {
+	api.client = await answering(async (request, response) => {
 		api.asked.push(request.method);
 		let text = "";
 		for await (const chunk of request) text += chunk;
@@ -52,12 +51,6 @@ async function leaseServer(spec?: Spec) {
 			return refuse(409, "Conflict");
 		api.put(body.spec);
 		return answer(200, api.lease);
-	});
-	await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-	api.client = new KubeClient({ server: `http://127.0.0.1:${(server.address() as AddressInfo).port}` });
-	cleanup.push(() => {
-		api.client.close();
-		server.close();
 	});
 	return api;
 }

@@ -1,21 +1,22 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
 import { startPostgres } from "../../test/support/postgres.ts";
+import { Relay } from "../../test/support/relay.ts";
 import { openDatabase, sql } from "./database.ts";
 import { createLog } from "./log.ts";
 import { createMetrics } from "./metrics.ts";
 
 test("a connection on which nothing comes any more, as when a node dies, is found out and nobody waits on it again", async () => {
-	const { database, silence } = await open();
+	const { database, relay } = await open();
 	const question = database.db.transaction().execute(async (transaction) => {
 		await sql`select 1`.execute(transaction);
-		silence();
+		relay.behave({ silent: true });
 		await sql`select 2`.execute(transaction);
 	});
 	await expect(question).rejects.toMatchObject({ code: "DatabaseUnavailable" });
+	relay.behave();
 	const since = performance.now();
 	await database.check();
 	expect(performance.now() - since).toBeLessThan(5_000);
@@ -31,21 +32,15 @@ test("a table that gets another column, as when a newer version migrates it, cos
 	expect((await find()).rows).toEqual([]);
 });
 
-/** A database with one connection through a relay, and how that falls silent on the connections that are open. */
+/** A database with one connection, through a relay. */
 async function open() {
 	const postgres = await startPostgres();
 	const directory = mkdtempSync(join(tmpdir(), "gp-database-"));
 	const passwordFile = join(directory, "password");
 	writeFileSync(passwordFile, postgres.password);
-	const sockets = new Set<Socket>();
-	const relay = createServer((socket) => {
-		const onward = connect(postgres.port, postgres.host);
-		for (const one of [socket, onward]) sockets.add(one.on("error", () => {}));
-		socket.pipe(onward).pipe(socket);
-	});
-	await new Promise<void>((resolve) => relay.listen(0, "127.0.0.1", resolve));
+	const relay = await Relay.start(() => postgres);
 	const url = new URL(await postgres.createDatabase("any"));
-	url.port = String((relay.address() as AddressInfo).port);
+	url.port = String(relay.port);
 	const context = {
 		config: { databaseUrl: `${url}?sslmode=disable`, databasePasswordFile: passwordFile },
 		log: createLog("test", "fatal"),
@@ -55,13 +50,9 @@ async function open() {
 	const database = await openDatabase(context as never, { migrations: {}, maxConnections: 1 });
 	onTestFinished(async () => {
 		await database.close();
-		relay.close();
-		for (const socket of sockets) socket.destroy();
+		await relay.close();
 		await postgres.close();
 		rmSync(directory, { recursive: true, force: true });
 	});
-	const silence = () => {
-		for (const socket of sockets) socket.unpipe().resume();
-	};
-	return { database, silence };
+	return { database, relay };
 }
