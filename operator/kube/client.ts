@@ -78,7 +78,7 @@ export interface WatchOptions {
 	/** The server ends the watch after this long. */
 	timeoutSeconds?: number;
 	/** The watch is given up when not a byte came for this long, in milliseconds. */
-	inactivityTimeout?: number;
+	inactivityTimeout: number;
 }
 export interface WatchEvent<T> {
 	type: "ADDED" | "MODIFIED" | "DELETED" | "BOOKMARK";
@@ -302,7 +302,7 @@ export class KubeClient {
 		onEvent: (event: WatchEvent<T>) => void,
 		signal: AbortSignal,
 	): Promise<void> {
-		const { namespace, inactivityTimeout = 150_000, ...query } = options;
+		const { namespace, inactivityTimeout, ...query } = options;
 		const path = collectionPath(resource, namespace);
 		const idle = new AbortController();
 		const timer = setTimeout(() => idle.abort(), inactivityTimeout);
