@@ -90,15 +90,13 @@ export interface Plane {
 
 /**
  * Starts a region's plane: PostgreSQL, NATS and an API server, and gateway, hosts service and operator as the bundles that
- * their images hold. `env` goes to all programs; `clocks` makes theirs such as can be set; `auditMs` is how often the harness audits
+ * their images hold. `clocks` makes theirs such as can be set; `auditMs` is how often the harness audits
  * its own copies, which goes by the reflector that the programs use.
  */
 export async function startPlane({
-	env = {},
 	clocks = false,
 	auditMs,
 }: {
-	env?: Readonly<Record<string, string>>;
 	clocks?: boolean;
 	auditMs?: number;
 } = {}): Promise<Plane> {
@@ -158,7 +156,6 @@ export async function startPlane({
 		UV_THREADPOOL_SIZE: "2",
 		MALLOC_ARENA_MAX: "2",
 		MALLOC_MMAP_THRESHOLD_: "131072",
-		...env,
 	};
 	const service = async (name: "tunnel" | "hosts", names: string[] = []) => ({
 		...common,
@@ -191,7 +188,7 @@ export async function startPlane({
 		operator: {
 			...common,
 			// Its chart's own: what it takes beyond this heap must fit beside it.
-			NODE_OPTIONS: env.NODE_OPTIONS ?? "--max-semi-space-size=1 --max-old-space-size=192",
+			NODE_OPTIONS: "--max-semi-space-size=1 --max-old-space-size=192",
 			VERSION: "0.1.0",
 			BUNDLES: JSON.stringify(versions.map((version) => ({ name: "kubernetes", version }))),
 			REGION_CHART: join(ROOT, "charts/region"),
